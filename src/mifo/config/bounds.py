@@ -1,0 +1,26 @@
+"""Ranges of numeric fields, written beside the field's type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Allowed range of a number: [low, high], with either end open if asked for."""
+
+    low: float = float("-inf")
+    high: float = float("inf")
+    open_low: bool = False
+    open_high: bool = False
+
+    def contains(self, value: float) -> bool:
+        """Whether `value` is inside; NaN never is."""
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        left = "" if self.low == float("-inf") else f"{'more than' if self.open_low else 'at least'} {self.low:g}"
+        right = "" if self.high == float("inf") else f"{'less than' if self.open_high else 'at most'} {self.high:g}"
+        return " and ".join(part for part in (left, right) if part) or "any number"

@@ -1,0 +1,133 @@
+"""From a recipe's name or a TOML file, plus flags, to a checked configuration.
+
+Order, later wins: defaults of the schema, the files named by `extends` (from the outermost in), the file itself, flags.
+A table whose `name` changes (another method) replaces the inherited one instead of merging with it. `extends` names a
+shipped recipe or a file in the same folder as, or below, the one that names it; nothing else is ever read.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mifo.config.check import check_config
+from mifo.config.decode import closest, decode
+from mifo.config.schema import Config
+from mifo.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAX_CONFIG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named, described set of settings."""
+
+    name: str
+    description: str
+    tables: dict[str, Any]
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, in alphabetical order."""
+    folder = resources.files("mifo.recipes")
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def read_recipe(name_or_path: str) -> Recipe:
+    """Read a recipe with everything it extends; nothing is checked against the schema yet.
+
+    Raises:
+        ConfigError: no such recipe or file, bad TOML, a file over 1 MiB, a circle of `extends`.
+    """
+    return _read(name_or_path, None, ())
+
+
+def _read(reference: str, parent: Path | None, seen: tuple[str, ...]) -> Recipe:
+    path = _locate(reference, parent)
+    if str(path) in seen:
+        raise ConfigError(f"extends runs in a circle: {' -> '.join((*seen, str(path)))}.")
+    data = _parse(path)
+    description = data.pop("description", "")
+    base = data.pop("extends", None)
+    if base is None:
+        return Recipe(path.stem, description, data)
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends = {base!r} must be one name or path in quotes.")
+    inherited = _read(base, path, (*seen, str(path)))
+    return Recipe(path.stem, description or inherited.description, merge(inherited.tables, data))
+
+
+def _locate(reference: str, parent: Path | None) -> Path:
+    shipped = Path(str(resources.files("mifo.recipes"))) / f"{reference}.toml"
+    if reference in recipe_names():
+        return shipped
+    path = Path(reference).expanduser() if parent is None else parent.parent / reference
+    if parent is not None and not path.resolve().is_relative_to(parent.parent.resolve()):
+        raise ConfigError(f"{parent}: extends = {reference!r} leaves the folder of the file. Put the base file beside it.")
+    if path.suffix == ".toml" and path.is_file():
+        return path
+    if path.suffix == ".toml":
+        raise ConfigError(f"{path} does not exist. Give an existing TOML file or a recipe ({', '.join(recipe_names())}).")
+    raise ConfigError(f"'{reference}' is neither a recipe nor a .toml file. {closest(reference, recipe_names())}")
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    if size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} has {size:,} bytes; a configuration has at most {MAX_CONFIG_BYTES:,}.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, table by table; a table that changes its `name` tag replaces the inherited one."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        mergeable = isinstance(old, Mapping) and isinstance(value, Mapping)
+        same_tag = mergeable and value.get("name", old.get("name")) == old.get("name")  # type: ignore[union-attr]
+        result[key] = merge(old, value) if same_tag and isinstance(old, Mapping) else value
+    return result
+
+
+def load_config(name_or_path: str, flags: Sequence[str] = ()) -> tuple[Recipe, Config]:
+    """The checked configuration of a recipe or file with flags on top.
+
+    Args:
+        name_or_path: a shipped recipe's name or the path of a TOML file.
+        flags: command-line overrides such as `--method.freeze-top 0.3`.
+
+    Raises:
+        ConfigError: anything wrong with it, before anything is loaded.
+    """
+    recipe = read_recipe(name_or_path)
+    config = decode(Config, recipe.tables)
+    if flags:
+        config = _override(config, flags, recipe.name)
+    check_config(config)
+    return recipe, config
+
+
+def _override(config: Config, flags: Sequence[str], name: str) -> Config:
+    import tyro  # 60 ms that `mifo --help` does not spend
+
+    return tyro.cli(
+        Config,
+        args=list(flags),
+        default=config,
+        prog=f"mifo train {name}",
+        config=(tyro.conf.AvoidSubcommands,),
+    )

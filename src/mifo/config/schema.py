@@ -1,0 +1,321 @@
+"""The configuration of a run: frozen dataclasses, units and scope in the names.
+
+One `[method]` table, tagged by `name`, says which method and with which settings. Every field is checked before anything is
+loaded (`config.load`), every field changes behaviour, and the resolved values are saved with the run. Defaults are the
+paper's (S0 App. C, METHODS 4 and 7) unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from mifo.config.bounds import Bounds
+from mifo.types import NormalizerName
+
+Share = Annotated[float, Bounds(0.0, 1.0)]
+PositiveShare = Annotated[float, Bounds(0.0, 1.0, open_low=True)]
+ShareBelowOne = Annotated[float, Bounds(0.0, 1.0, open_high=True)]
+NonNegative = Annotated[float, Bounds(0.0)]
+Positive = Annotated[float, Bounds(0.0, open_low=True)]
+Count = Annotated[int, Bounds(1)]
+CountOrZero = Annotated[int, Bounds(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model is trained, and how it is computed."""
+
+    path: str = "smollm2-135m-instruct"
+    """A local Hugging Face folder, a hub id, `smollm2-135m-instruct` (embedded) or `tiny` (random, for tests)."""
+    revision: str | None = None
+    """Commit or tag of a hub id."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you trust it."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes a CUDA device where there is one."""
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of forward and backward passes; master weights are always fp32. auto: bfloat16 where it is fast."""
+    rope_theta: Positive | None = None
+    """RoPE base, to stretch the context (the paper raises 10,000 to 40,000)."""
+    context: Count | None = None
+    """Longest prompt plus response in tokens; None keeps the model's own."""
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    """Rows of a micro-batch end to end with attention per sequence, or padded. auto packs where a check agrees."""
+    activation_checkpointing: bool = False
+    """Trade a second forward pass for the memory of activations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on and what it is measured on."""
+
+    train: str = "embedded"
+    """`embedded`, a JSONL/parquet file, a `datasets` folder, or a hub id."""
+    evaluation: str = "embedded"
+    """Held-out problems; `none` for no evaluation."""
+    families: tuple[str, ...] = ()
+    """Embedded families to train on; empty means all that are meant for training."""
+    levels: Count | None = None
+    """Hardest level of the embedded families; None means all."""
+    train_problems: Count | None = 2000
+    """How many problems to generate, or the most to read from a file (None: all of it)."""
+    evaluation_problems: Count | None = 200
+    """The same for the held-out problems."""
+    split: str = "train"
+    """Split of a `datasets` folder or hub data set for training."""
+    evaluation_split: str = "test"
+    """Split of a `datasets` folder or hub data set for evaluation."""
+    template: Literal["tokenizer", "luffy", "qwen", "prime", "none"] = "tokenizer"
+    """How a problem becomes a prompt: the tokenizer's own chat template or one of the paper's Figure 8."""
+    system_prompt: str | None = None
+    """System turn for template `tokenizer`; None leaves the template's own."""
+    max_prompt_tokens: Count = 1024
+    """Longer prompts are dropped and counted."""
+    max_demonstration_tokens: Count = 8192
+    """Longer demonstrations are dropped and counted; their problems stay."""
+    verify_demonstrations: bool = True
+    """Grade every demonstration against its answer when data is read, and drop those that fail."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """How answers are graded."""
+
+    correct: float = 1.0
+    """Reward of a correct answer."""
+    incorrect: float = 0.0
+    """Reward of any other verdict; errors and time-outs are counted apart."""
+    workers: Count = 1
+    """Processes for answers that exact comparison cannot decide."""
+    seconds_per_answer: Positive = 5.0
+    """Deadline of one answer; past it the worker is killed and the verdict is timeout."""
+    worker_memory_mib: Count = 2048
+    """Address space of a worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How responses are sampled during training."""
+
+    engine: Literal["auto", "local", "generate"] = "auto"
+    """The embedded decode loop, or transformers' forward pass for other architectures. auto picks by architecture."""
+    temperature: Positive = 1.0
+    """Sampling temperature."""
+    top_p: PositiveShare = 1.0
+    """Nucleus mass; 1 samples the whole distribution."""
+    max_response_tokens: Count = 8192
+    """Longest response."""
+    batch_rows: Count | None = None
+    """Most sequences decoded at once; None: all of a step."""
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the sampler. auto: as the trainer computes."""
+    gap_alarm: Positive = 1.0
+    """Warn when the mean |log-prob| gap between sampler and trainer exceeds this many nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """One AdamW."""
+
+    learning_rate: Positive = 1e-6
+    """Peak rate."""
+    beta1: ShareBelowOne = 0.9
+    """Decay of the first moment."""
+    beta2: ShareBelowOne = 0.999
+    """Decay of the second moment."""
+    epsilon: Positive = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay."""
+    clip_norm: Positive | None = 1.0
+    """Bound on the norm of the accumulated, reduced, masked gradient; None: no bound."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate falls after the warm-up."""
+    warmup_updates: CountOrZero = 0
+    """Updates over which the rate rises linearly."""
+    decay_updates: Count | None = None
+    """Updates after which the rate stands at its minimum; needed by linear and cosine."""
+    minimum_ratio: Share = 0.1
+    """Lowest rate as a share of the peak."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradientConfig:
+    """GRPO and its switches (METHODS 4). Defaults: the Dr.GRPO-like setting of the paper."""
+
+    prompts_per_step: Count = 128
+    """Questions sampled in one step."""
+    rollouts_per_prompt: Count = 8
+    """Responses sampled for each question (N)."""
+    updates_per_step: Count = 2
+    """Optimizer updates made from the rollouts of one step; the groups are split evenly between them."""
+    advantage_std: bool = False
+    """Divide advantages by the group's standard deviation (GRPO does, Dr.GRPO does not)."""
+    normalizer: NormalizerName = "token"
+    """token: mean over all response tokens; sequence: mean of per-response means; constant: Σ/(|U|·L)."""
+    constant_tokens: Count | None = None
+    """L of the constant normaliser; None: the longest response allowed."""
+    clip_low: NonNegative | None = 0.2
+    """Lower clip range ε_l; None: no clipping."""
+    clip_high: NonNegative | None = 0.2
+    """Upper clip range ε_h; None: no clipping."""
+    dual_clip: Positive | None = None
+    """Bound c of the dual clip for negative advantages; None: off."""
+    kl_coefficient: NonNegative = 0.0
+    """Weight of the k3 estimate of KL to the starting model; 0 needs no reference model."""
+    entropy_coefficient: float = 0.001
+    """Weight of the mean token entropy (the paper's 0.001)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImitationConfig:
+    """SFT on demonstrations."""
+
+    normalizer: NormalizerName = "token"
+    """How token losses are summed."""
+    constant_tokens: Count | None = None
+    """L of the constant normaliser; None: the longest demonstration allowed."""
+    entropy_coefficient: float = 0.0
+    """Weight of an entropy bonus during SFT (ReLIFT has 0.001, MIFO none)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoMethod:
+    """RL alone: GRPO with its switches."""
+
+    name: Literal["grpo"] = "grpo"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftMethod:
+    """SFT alone, on the demonstrations of the training data in shuffled epochs."""
+
+    name: Literal["sft"] = "sft"
+    """Tag of this method."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss."""
+    batch_size: Count = 64
+    """Demonstrations in one update."""
+    token_fraction: PositiveShare = 1.0
+    """ρ: share of each response's tokens, highest entropy first, that is learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MifoMethod:
+    """MIFO (S0 §3, Algorithm 1): RL→SFT intervals with entropy selection (ES) and parameter freezing (PF).
+
+    Plain interleaving is `token_fraction = 1, freeze_top = 0`; +ES is `0.2, 0`; +PF is `1, 0.5`.
+    """
+
+    name: Literal["mifo"] = "mifo"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient of the RL phases."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss of the SFT phases."""
+    accuracy_threshold: Share = 0.125
+    """p: a question with rollout accuracy ≤ p gives its demonstration to the buffer."""
+    buffer_size: Count = 64
+    """S: the RL phase ends with the first step after which the buffer holds at least this many."""
+    buffer_order: Literal["fifo", "lifo"] = "fifo"
+    """Which demonstrations an SFT phase learns first (ReLIFT's code is lifo)."""
+    sft_batch_size: Count | None = None
+    """Demonstrations in one SFT update; None: the whole buffer in one update."""
+    token_fraction: PositiveShare = 0.2
+    """ρ: share of each demonstration's tokens, highest entropy first, that is learned."""
+    token_denominator: Literal["all", "kept"] = "all"
+    """Divide by all response tokens (the paper's 1/|s|) or only by those kept."""
+    freeze_top: Share = 0.5
+    """k: share of all trainable elements, those RL moved most, that SFT must not move."""
+    history: ShareBelowOne = 0.5
+    """α: weight of earlier intervals in the importance map; 0 is MIFO†."""
+    freeze: Literal["hard", "grad_zero"] = "hard"
+    """hard keeps the bits of frozen elements; grad_zero only zeroes gradients, as printed in the paper."""
+    freeze_scope: Literal["global", "tensor"] = "global"
+    """Rank all elements together, or take the share of every tensor."""
+    fill_ties: bool = False
+    """Freeze also elements that RL never moved, when fewer than k moved."""
+    optimizers: Literal["separate", "shared"] = "separate"
+    """Own moments for SFT, or RL's."""
+
+
+MethodConfig = MifoMethod | GrpoMethod | SftMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and in what pieces."""
+
+    steps: Count = 500
+    """RL steps (SFT updates for method sft) to take."""
+    minutes: Positive | None = None
+    """Stop at the first step that ends after this many minutes, or keep to the number of steps (None)."""
+    seed: CountOrZero = 0
+    """Seed of data order, sampling and initialisation."""
+    micro_batch_tokens: Count = 8192
+    """Most tokens in one forward pass; the gradient does not depend on it."""
+    threads: Count | None = None
+    """CPU threads; None: all cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """When and how accuracy on held-out problems is measured."""
+
+    every_steps: Count | None = None
+    """Also measure every so many RL steps; None: only before and after training."""
+    around_sft: bool = True
+    """Measure just before and just after every SFT phase: the forgetting meter."""
+    meter_problems: Count | None = None
+    """Problems of the forgetting meter, the first of the held-out ones; None: all of them."""
+    samples: Count = 1
+    """Responses for each problem; accuracy is their mean (avg@k)."""
+    temperature: NonNegative = 0.0
+    """0 is greedy; the paper evaluates at 0.6."""
+    top_p: PositiveShare = 1.0
+    """Nucleus mass."""
+    max_response_tokens: Count | None = None
+    """Longest response; None: as in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lives and what it writes."""
+
+    folder: str = "runs"
+    """Parent of run folders."""
+    name: str | None = None
+    """Name of the run folder; None: the recipe's name."""
+    checkpoint_steps: Count | None = 25
+    """Write a checkpoint every so many steps, RL and SFT alike; None: only at the end."""
+    keep_checkpoints: Count = 2
+    """How many of the newest checkpoints stay."""
+    samples_per_step: CountOrZero = 4
+    """Rollouts written to samples.jsonl each step."""
+    export: bool = True
+    """Write a plain Hugging Face folder at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    method: MethodConfig = field(default_factory=MifoMethod)
+    rl_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Longest response of an evaluation."""
+        return self.evaluation.max_response_tokens or self.rollout.max_response_tokens

@@ -1,0 +1,79 @@
+"""Per-token values of the streams of an update: tensors in, one value a token out, nothing divided.
+
+Each loss is a small frozen dataclass (its settings) that is called with `TokenStats`. Signs are those of a loss: lower
+is better. Sources: METHODS 0 and 4; PPO's clipped objective, DAPO's separate clip ranges, dual clip (verl).
+
+Legend: T response tokens of one micro-batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mifo.types import TokenStats
+
+
+def importance_ratio(stats: TokenStats) -> Tensor:
+    """r_t = π_θ / π_old, [T]. Without `old_logp_T` the old policy is the current one: exactly 1, with its gradient."""
+    old_T = stats.logp_T.detach() if stats.old_logp_T is None else stats.old_logp_T
+    return torch.exp(stats.logp_T - old_T)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyGradient:
+    """−ψ(r, A), ψ = min(rA, clip(r, 1−ε_low, 1+ε_high) A); weight_T is the advantage A.
+
+    `clip_low` and `clip_high` of None run unclipped (LUFFY, ReLIFT). `dual_clip` c bounds the loss of a bad token whose
+    ratio exploded: for A < 0 the objective is max(ψ, cA).
+    """
+
+    clip_low: float | None = 0.2
+    clip_high: float | None = 0.2
+    dual_clip: float | None = None
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        ratio_T, advantage_T = importance_ratio(stats), stats.weight_T
+        low = 0.0 if self.clip_low is None else 1.0 - self.clip_low
+        high = float("inf") if self.clip_high is None else 1.0 + self.clip_high
+        objective_T = torch.minimum(ratio_T * advantage_T, ratio_T.clamp(low, high) * advantage_T)
+        if self.dual_clip is not None:
+            floor_T = self.dual_clip * advantage_T
+            objective_T = torch.where(advantage_T < 0, torch.maximum(objective_T, floor_T), objective_T)
+        return -objective_T
+
+    def clipped(self, stats: TokenStats) -> Tensor:
+        """Which tokens the clip silences, bool [T]: their value has no gradient."""
+        with torch.no_grad():
+            ratio_T, advantage_T = importance_ratio(stats), stats.weight_T
+            high = torch.zeros_like(ratio_T, dtype=torch.bool) if self.clip_high is None else ratio_T > 1 + self.clip_high
+            low = torch.zeros_like(ratio_T, dtype=torch.bool) if self.clip_low is None else ratio_T < 1 - self.clip_low
+            return (high & (advantage_T > 0)) | (low & (advantage_T < 0))
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """−w_t log π(y_t): imitation (S0 Eq. 2)."""
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        return -stats.weight_T * stats.logp_T
+
+
+@dataclass(frozen=True, slots=True)
+class KlToReference:
+    """w_t·k3 with k3 = e^d − d − 1, d = log π_ref − log π_θ: unbiased, non-negative estimate of KL(π_θ‖π_ref)."""
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        assert stats.ref_logp_T is not None
+        gap_T = stats.ref_logp_T - stats.logp_T
+        return stats.weight_T * (torch.expm1(gap_T) - gap_T)
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyBonus:
+    """−w_t H_t: a positive coefficient keeps the distribution wide."""
+
+    def __call__(self, stats: TokenStats) -> Tensor:
+        return -stats.weight_T * stats.entropy_T

@@ -1,0 +1,82 @@
+"""The only place in the project that divides a loss.
+
+A stream's loss is  Σ_{i∈U} s_i Σ_t w_{i,t} f_{i,t},  where the scale s_i of a sequence is (METHODS 0)
+
+    token      TOK      1 / Σ_{j∈U} |y_j|
+    sequence   SEQ      1 / (|U| · |y_i|)      |U| counts sequences with at least one token
+    constant   CONST_L  1 / (|U| · L)
+
+U is the whole update: every micro-batch of every rank. The scales are made once, from counts that were summed over all
+ranks, before the first micro-batch is seen; micro-batches then only add. So there is no mean to take of means, and a
+micro-batch that goes missing changes the result instead of hiding in an average (METHODS 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mifo.types import NormalizerName
+
+AllSum = Callable[[Tensor], Tensor]
+"""Sums a small tensor over all ranks and returns it; the identity where there is one rank."""
+
+
+def single_rank(counts: Tensor) -> Tensor:
+    """The all-reduce of a world of one."""
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What an update holds over all ranks: response tokens and non-empty sequences of one stream."""
+
+    tokens: int
+    sequences: int
+
+
+def update_totals(lengths: Sequence[Sequence[int]], all_sum: AllSum = single_rank) -> list[Totals]:
+    """Totals of each stream of an update.
+
+    Args:
+        lengths: for each stream the token counts of its sequences on this rank. A rank with no sequences passes an
+            empty list and still takes part.
+        all_sum: adds an int64 tensor [streams, 2] up over ranks.
+    """
+    counts = torch.tensor(
+        [[sum(stream), sum(length > 0 for length in stream)] for stream in lengths], dtype=torch.int64
+    ).reshape(len(lengths), 2)
+    return [Totals(tokens=int(tokens), sequences=int(sequences)) for tokens, sequences in all_sum(counts)]
+
+
+def sequence_scale(
+    length: int, totals: Totals, normalizer: NormalizerName, constant_tokens: int | None = None
+) -> float:
+    """The factor s_i of one sequence's summed token losses; 0 for a sequence without tokens.
+
+    Args:
+        length: tokens of this sequence that the stream counts.
+        totals: of the whole update.
+        normalizer: token, sequence or constant.
+        constant_tokens: L of the constant normaliser.
+    """
+    if length == 0:
+        return 0.0
+    if normalizer == "token":
+        return 1.0 / totals.tokens
+    if normalizer == "sequence":
+        return 1.0 / (totals.sequences * length)
+    assert constant_tokens is not None
+    return 1.0 / (totals.sequences * constant_tokens)
+
+
+def weighted_sum(values_T: Tensor, scale_T: Tensor) -> Tensor:
+    """Σ_t s_t f_t of one micro-batch: what is added to the update's loss, with nothing further to divide.
+
+    Rows with scale 0 add exactly nothing, whatever their value (also if it is not finite).
+    """
+    assert values_T.shape == scale_T.shape
+    return torch.where(scale_T != 0, values_T * scale_T, torch.zeros_like(values_T)).sum()

@@ -1,0 +1,58 @@
+"""Exact choice of the highest-entropy tokens of each response (S0 §3.1).
+
+Keeps K_i = ⌈ρ·|s_i|⌉ tokens of response i. The paper's threshold form "H ≥ τ" keeps more than that when entropies tie;
+here the earlier position wins, so the count is exact and the choice does not depend on how tokens are batched.
+
+Legend: T response tokens of one micro-batch, grouped by sequence.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mifo.errors import NumericsError
+
+
+def kept_count(length: int, fraction: float) -> int:
+    """⌈fraction·length⌉, immune to the representation of fractions such as 0.2 (⌈0.2·5⌉ is 1, not 2)."""
+    return min(length, math.ceil(round(fraction * length, 9)))
+
+
+def top_entropy_tokens(entropy_T: Tensor, sequence_T: Tensor, fraction: float) -> Tensor:
+    """Mask of the ⌈ρ·|s|⌉ highest-entropy tokens of every sequence.
+
+    Args:
+        entropy_T: entropies in nats, [T]; detached before use.
+        sequence_T: which sequence each token belongs to, int64 [T]; tokens of a sequence stand in their order.
+        fraction: ρ in (0, 1].
+
+    Returns:
+        bool [T].
+
+    Raises:
+        NumericsError: an entropy is NaN or infinite, so there is no order to select by.
+    """
+    assert 0.0 < fraction <= 1.0
+    values_T = entropy_T.detach()
+    if not bool(torch.isfinite(values_T).all()):
+        bad = int((~torch.isfinite(values_T)).sum())
+        raise NumericsError(
+            f"selection by entropy: {bad} of {values_T.numel()} entropies are not finite, so there is no order. "
+            "The logits overflowed: lower the learning rate or load an earlier checkpoint."
+        )
+    if fraction == 1.0 or values_T.numel() == 0:
+        return torch.ones_like(values_T, dtype=torch.bool)
+    # Two stable sorts: by falling entropy, then by sequence. The rank inside a sequence is the place after both.
+    by_entropy = torch.argsort(values_T, descending=True, stable=True)
+    order = by_entropy[torch.argsort(sequence_T[by_entropy], stable=True)]
+    ids, lengths = torch.unique_consecutive(sequence_T[order], return_counts=True)
+    starts = torch.cumsum(lengths, 0) - lengths
+    rank_T = torch.arange(len(order), device=order.device) - torch.repeat_interleave(starts, lengths)
+    keep_counts = torch.tensor([kept_count(int(n), fraction) for n in lengths], device=order.device)
+    assert len(ids) == len(keep_counts)
+    kept_T = torch.zeros_like(values_T, dtype=torch.bool)
+    kept_T[order] = rank_T < torch.repeat_interleave(keep_counts, lengths)
+    return kept_T

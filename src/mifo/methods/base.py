@@ -1,0 +1,41 @@
+"""What a method is: three decisions, given to the engine as data (DESIGN 1).
+
+`next_phase` says what the next step does and what may move; `updates` says what enters each optimizer step and how much
+each sequence counts. A method never runs a model, never divides and never sees an optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from mifo.types import Freeze, Group, Phase, Update
+
+
+class Method(Protocol):
+    """The interface of every method."""
+
+    needs_demonstrations: bool
+    """Train only on problems that have a demonstration."""
+    freeze: Freeze | None
+    """What SFT phases must not move; None needs neither snapshot nor importance map."""
+
+    def next_phase(self) -> Phase:
+        """What the next step does; does not change the method."""
+        ...
+
+    def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
+        """The optimizer steps to take from what the step collected, in order."""
+        ...
+
+    def progress(self) -> Mapping[str, float]:
+        """Figures of the method's own state for metrics (buffer fill)."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Own state as plain data."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        ...

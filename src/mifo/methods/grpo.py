@@ -1,0 +1,104 @@
+"""GRPO with the switches of METHODS 4; MIFO's defaults are the Dr.GRPO-like ones (no std, no length norm, no KL)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mifo.config.schema import Config, GrpoMethod, PolicyGradientConfig
+from mifo.core.advantages import group_advantages
+from mifo.core.losses import EntropyBonus, KlToReference, PolicyGradient
+from mifo.types import Freeze, Group, Phase, Term, Update
+from mifo.types import Sequence as TrainingSequence
+
+
+def policy_gradient_terms(rl: PolicyGradientConfig, longest_response: int) -> tuple[Term, ...]:
+    """The streams of an RL update: pg, and kl and ent where their coefficients are not zero."""
+    constant = (rl.constant_tokens or longest_response) if rl.normalizer == "constant" else None
+    terms = [
+        Term(
+            name="pg",
+            loss=PolicyGradient(rl.clip_low, rl.clip_high, rl.dual_clip),
+            normalizer=rl.normalizer,
+            constant_tokens=constant,
+            uses_old_policy=True,
+        )
+    ]
+    if rl.kl_coefficient:
+        terms.append(
+            Term(
+                name="kl",
+                loss=KlToReference(),
+                coefficient=rl.kl_coefficient,
+                normalizer=rl.normalizer,
+                constant_tokens=constant,
+                uses_reference=True,
+            )
+        )
+    if rl.entropy_coefficient:
+        terms.append(
+            Term(name="ent", loss=EntropyBonus(), coefficient=rl.entropy_coefficient, uses_entropy_gradient=True)
+        )
+    return tuple(terms)
+
+
+def policy_gradient_updates(rl: PolicyGradientConfig, groups: Sequence[Group], longest_response: int) -> list[Update]:
+    """The groups of one step split evenly, in order, into `updates_per_step` updates.
+
+    A sequence of an all-equal group has advantage 0: it counts in the denominator, and where no other term sees it the
+    engine leaves its forward and backward pass out.
+    """
+    terms = policy_gradient_terms(rl, longest_response)
+    size = len(groups) // rl.updates_per_step
+    return [
+        Update(
+            sequences=tuple(s for group in groups[start : start + size] for s in _weighted(rl, group, terms)),
+            terms=terms,
+        )
+        for start in range(0, len(groups), size)
+    ]
+
+
+def _weighted(rl: PolicyGradientConfig, group: Group, terms: Sequence[Term]) -> list[TrainingSequence]:
+    advantages = group_advantages(group.rewards, divide_by_std=rl.advantage_std)
+    return [
+        TrainingSequence(
+            problem_id=group.problem.id,
+            prompt_ids=group.prompt_ids,
+            response_ids=rollout.token_ids,
+            weights={term.name: advantage if term.name == "pg" else 1.0 for term in terms},
+            sampler_logprobs=rollout.logprobs,
+            weight_version=rollout.weight_version,
+        )
+        for rollout, advantage in zip(group.rollouts, advantages, strict=True)
+    ]
+
+
+class Grpo:
+    """RL alone."""
+
+    needs_demonstrations = False
+    freeze: Freeze | None = None
+
+    def __init__(self, method: GrpoMethod, config: Config) -> None:
+        self.rl = method.rl
+        self.longest_response = config.rollout.max_response_tokens
+
+    def next_phase(self) -> Phase:
+        """Always an RL step."""
+        return Phase(name="rl", optimizer="rl", prompts=self.rl.prompts_per_step, rollouts=self.rl.rollouts_per_prompt)
+
+    def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
+        """Policy-gradient updates on the own rollouts."""
+        return policy_gradient_updates(self.rl, groups, self.longest_response)
+
+    def progress(self) -> Mapping[str, float]:
+        """No state to report."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """No state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """No state."""

@@ -1,0 +1,83 @@
+"""MIFO (S0 §3, Algorithm 1): RL collects what the model fails, a short SFT phase learns it without undoing RL.
+
+    RL phase    GRPO; every question with acc(q) ≤ p and a verified demonstration joins the buffer B; ends after the first
+                step with |B| ≥ S
+    SFT phase   cross-entropy on the top-ρ tokens of each demonstration by entropy; the elements RL moved most (top k of the
+                importance map with history α) do not move; ends when B is empty
+
+Resolutions of the paper's open points are those of METHODS 7. The ablations are settings: Int is ρ = 1, k = 0; ES is k = 0;
+PF is ρ = 1; MIFO† is α = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mifo.config.schema import Config, MifoMethod
+from mifo.data.buffer import QuestionBuffer
+from mifo.methods.grpo import policy_gradient_updates
+from mifo.methods.sft import demonstration_of, imitation_update
+from mifo.types import Freeze, Group, Phase, Update
+
+
+class Mifo:
+    """RL→SFT intervals with entropy selection and element freezing."""
+
+    needs_demonstrations = False
+
+    def __init__(self, method: MifoMethod, config: Config) -> None:
+        self.method = method
+        self.longest_response = config.rollout.max_response_tokens
+        self.longest_demonstration = config.data.max_demonstration_tokens
+        self.buffer = QuestionBuffer(method.buffer_size, method.buffer_order)
+        self.learning = False
+        self.freeze: Freeze | None = None
+        if method.freeze_top > 0:
+            self.freeze = Freeze(
+                top=method.freeze_top,
+                history=method.history,
+                mode=method.freeze,
+                scope=method.freeze_scope,
+                fill_ties=method.fill_ties,
+            )
+
+    def next_phase(self) -> Phase:
+        """RL until the buffer is full, then SFT until it is empty."""
+        if self.learning:
+            optimizer = "sft" if self.method.optimizers == "separate" else "rl"
+            return Phase(name="sft", optimizer=optimizer, freeze=self.freeze)
+        rl = self.method.rl
+        return Phase(name="rl", optimizer="rl", prompts=rl.prompts_per_step, rollouts=rl.rollouts_per_prompt)
+
+    def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
+        """RL: policy gradient, and failed questions to the buffer. SFT: one update from the buffer."""
+        if phase.name == "sft":
+            update = imitation_update(
+                self.method.sft,
+                self.buffer.take(self.method.sft_batch_size),
+                token_fraction=self.method.token_fraction,
+                token_denominator=self.method.token_denominator,
+                longest_demonstration=self.longest_demonstration,
+            )
+            self.learning = len(self.buffer) > 0
+            return [update]
+        for group in groups:
+            demonstration = demonstration_of(group)
+            if demonstration is not None and group.accuracy <= self.method.accuracy_threshold:
+                self.buffer.add(demonstration)
+        self.learning = self.buffer.full
+        return policy_gradient_updates(self.method.rl, groups, self.longest_response)
+
+    def progress(self) -> Mapping[str, float]:
+        """Buffer fill."""
+        return {"buffer": len(self.buffer), "buffer_size": self.method.buffer_size}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Buffer and whether an SFT phase is under way."""
+        return {"buffer": self.buffer.state_dict(), "learning": self.learning}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.buffer.load_state_dict(state["buffer"])
+        self.learning = bool(state["learning"])

@@ -1,0 +1,208 @@
+"""The frozen data that flows through a run (DESIGN 3).
+
+    Problem -> Group (rollouts and their verdicts) -> method -> Update (sequences, terms) -> engine
+
+Lengths travel with the ids: a response is exactly `response_ids`, the end-of-sequence id included when the model (or
+the demonstration) produced it. Nothing downstream guesses a mask from pad or end ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TokenIds = tuple[int, ...]
+StopReason = Literal["stop", "length"]  # a stop id was sampled | the response reached its maximum length
+GraderName = Literal["math", "exact", "choice"]
+NormalizerName = Literal["token", "sequence", "constant"]  # TOK, SEQ, CONST of METHODS 0
+
+
+class Verdict(str, Enum):
+    """What a grader says. Error and timeout are counted and shown; they are never silently 'wrong'."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+
+
+class Message(NamedTuple):
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One verifiable problem.
+
+    `messages` are the turns before the answer (no system turn unless the data brought one). `demonstration` is a
+    solution text whose final answer was verified when the data was read, or None. `source` names the family or data set
+    the problem is reported under.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str
+    demonstration: str | None = None
+    source: str = ""
+    grader: GraderName = "math"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How responses are drawn. Temperature 0 is greedy. `logprobs` of a rollout are under this distribution."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    stop_ids: TokenIds = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled response: `logprobs[t]` is log π(token_ids[t] | prompt, token_ids[:t]) under the sampling policy."""
+
+    token_ids: TokenIds
+    logprobs: tuple[float, ...]
+    stop: StopReason
+    weight_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The rollouts of one problem with their verdicts and rewards, in the same order."""
+
+    problem: Problem
+    prompt_ids: TokenIds
+    rollouts: tuple[Rollout, ...]
+    verdicts: tuple[Verdict, ...]
+    rewards: tuple[float, ...]
+    demonstration_ids: TokenIds | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the rollouts with the verdict correct: acc(q) of the paper, whatever the reward scale."""
+        return sum(v is Verdict.CORRECT for v in self.verdicts) / len(self.verdicts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """A verified solution of one problem, ready for training: (q, D(q)) of Algorithm 1."""
+
+    problem_id: str
+    prompt_ids: TokenIds
+    response_ids: TokenIds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequence:
+    """One prompt and response that enters an update.
+
+    `weights[name]` is the static weight of this sequence in the term of that name (an advantage, 1.0 for imitation). A
+    term that is absent does not see the sequence at all; a weight of 0.0 takes part in the term's denominator and adds
+    nothing to its numerator. `sampler_logprobs` are those of the rollout engine, None for demonstrations.
+    """
+
+    problem_id: str
+    prompt_ids: TokenIds
+    response_ids: TokenIds
+    weights: Mapping[str, float]
+    sampler_logprobs: tuple[float, ...] | None = None
+    weight_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStats:
+    """What a loss may look at, one row per response token of a micro-batch (T rows).
+
+    `logp_T` and `entropy_T` carry gradients (entropy only where a term asks for it). `old_logp_T` is π_old, `ref_logp_T`
+    the reference; each is None when no term needs it. `sequence_T` numbers the sequence that a row belongs to.
+    """
+
+    logp_T: Tensor
+    entropy_T: Tensor
+    weight_T: Tensor
+    sequence_T: Tensor
+    old_logp_T: Tensor | None = None
+    ref_logp_T: Tensor | None = None
+
+
+TokenLoss = Callable[[TokenStats], "Tensor"]  # per-token values [T]; never a mean, never a sum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopEntropy:
+    """Keep the ⌈fraction·length⌉ highest-entropy tokens of each response (S0 §3.1), ties by position."""
+
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One stream of an update: which per-token loss, how it is summed, and what its denominator is.
+
+    `denominator` counts "all" response tokens of the term's sequences, or only those "kept" by `select`.
+    """
+
+    name: str
+    loss: TokenLoss
+    coefficient: float = 1.0
+    normalizer: NormalizerName = "token"
+    constant_tokens: int | None = None
+    select: TopEntropy | None = None
+    denominator: Literal["all", "kept"] = "all"
+    uses_entropy_gradient: bool = False
+    uses_old_policy: bool = False
+    uses_reference: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """Everything whose gradient enters one optimizer step: the set U of METHODS 0."""
+
+    sequences: tuple[Sequence, ...]
+    terms: tuple[Term, ...]
+    old_logprobs: tuple[tuple[float, ...], ...] | None = None  # per sequence; None: π_old is the current policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze:
+    """Which elements an SFT phase must not move (S0 §3.2), decided from what RL moved before it."""
+
+    top: float
+    history: float
+    mode: Literal["hard", "grad_zero"] = "hard"
+    scope: Literal["global", "tensor"] = "global"
+    fill_ties: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """What the next step does.
+
+    An "rl" or "mixed" step samples `prompts` × `rollouts`; an "sft" step samples nothing. `optimizer` names the
+    optimizer whose moments it uses. `freeze` holds for the whole phase.
+    """
+
+    name: Literal["rl", "sft", "mixed"]
+    optimizer: Literal["rl", "sft"]
+    prompts: int = 0
+    rollouts: int = 0
+    freeze: Freeze | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A share with its 95 % confidence bounds."""
+
+    value: float
+    low: float
+    high: float
+    count: int = field(default=0)
