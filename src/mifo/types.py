@@ -9,7 +9,7 @@ the demonstration) produced it. Nothing downstream guesses a mask from pad or en
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -200,9 +200,24 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A share with its 95 % confidence bounds."""
+    """A share with its 95 % confidence bounds and the number of trials behind it."""
 
     value: float
     low: float
     high: float
-    count: int = field(default=0)
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Accuracy of a model on held-out problems.
+
+    `accuracy` counts problems (the mean over their samples); `verdicts` counts answers; lengths are in tokens.
+    """
+
+    accuracy: Interval
+    response_length: float
+    truncated: float
+    verdicts: Mapping[str, int]
+    by_source: Mapping[str, Interval]
+    seconds: float

@@ -53,7 +53,7 @@ class DataConfig:
     train: str = "embedded"
     """`embedded`, a JSONL/parquet file, a `datasets` folder, or a hub id."""
     evaluation: str = "embedded"
-    """Held-out problems; `none` for no evaluation."""
+    """Held-out problems: as `train`, or `embedded:ood`; `none` for no evaluation."""
     families: tuple[str, ...] = ()
     """Embedded families to train on; empty means all that are meant for training."""
     levels: Count | None = None
@@ -76,6 +76,8 @@ class DataConfig:
     """Longer demonstrations are dropped and counted; their problems stay."""
     verify_demonstrations: bool = True
     """Grade every demonstration against its answer when data is read, and drop those that fail."""
+    box_answers: bool = False
+    """End demonstrations that have no boxed answer with the reference answer; for solutions known to be right."""
 
 
 @dataclass(frozen=True, kw_only=True)

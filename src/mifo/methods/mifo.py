@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mifo.config.schema import Config, MifoMethod
-from mifo.data.buffer import QuestionBuffer
+from mifo.core.buffer import QuestionBuffer
 from mifo.methods.grpo import policy_gradient_updates
 from mifo.methods.sft import demonstration_of, imitation_update
 from mifo.types import Freeze, Group, Phase, Update

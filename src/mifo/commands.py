@@ -1,0 +1,207 @@
+"""What the verbs do, once everything heavy may be imported."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mifo.config.decode import decode
+from mifo.config.load import Recipe
+from mifo.config.schema import Config, DataConfig, EvaluationConfig, ModelConfig, RolloutConfig
+from mifo.data.chat import Chat
+from mifo.errors import ConfigError, ModelError
+from mifo.eval.score import evaluate, evaluation_sampling, make_evaluate
+from mifo.rewards import Answer
+from mifo.train.build import Prepared, build_engine, build_run, make_grader, prepare
+from mifo.train.console import RunDisplay, clock, closing_table
+from mifo.train.corpus import read_evaluation
+from mifo.train.device import pick_device, pick_dtype, set_up_cpu
+from mifo.train.estimate import GIB, estimate
+from mifo.train.loop import train
+from mifo.train.model import load_model, load_tokenizer
+from mifo.train.run import score_record
+from mifo.train.summary import write_results
+from mifo.types import GraderName, Score, Verdict
+
+EVAL_TOKENS = 512
+
+
+def run_folder(recipe: Recipe, config: Config) -> Path:
+    """Where a run of this recipe lives."""
+    return Path(config.run.folder) / (config.run.name or recipe.name)
+
+
+def train_command(recipe: Recipe, config: Config, *, resume: bool) -> int:
+    """`mifo train`: prepare, train, export, and say how it went."""
+    console = Console()
+    folder = run_folder(recipe, config)
+    with make_grader(config) as grader:
+        prepared = prepare(config, grader)
+        for note in prepared.corpus.notes:
+            console.print(note, highlight=False, markup=False)
+        display = RunDisplay(console, steps=config.train.steps, minutes=config.train.minutes)
+        run = build_run(prepared, grader, folder, make_evaluate=make_evaluate, listener=display, resume=resume)
+        console.print(
+            f"{'resuming' if resume else 'training'} {config.model.path} with {config.method.name} on "
+            f"{run.learner.policy.device} ({run.learner.policy.compute_dtype}, {run.learner.policy.layout}) in {folder}",
+            highlight=False,
+        )
+        with display:
+            train(run)
+        summary = write_results(run)
+    console.print(closing_table(summary))
+    _next_steps(console, folder, config)
+    return 0
+
+
+def _next_steps(console: Console, folder: Path, config: Config) -> None:
+    lines = [f"run folder: {folder} (summary.json, metrics.jsonl, samples.jsonl, events.jsonl, ledger.json)"]
+    if config.run.export:
+        lines.append(f"model:      {folder / 'export'} (a plain Hugging Face folder)")
+    lines.append("next:")
+    if config.data.evaluation == "embedded":
+        lines.append(f"  mifo eval {folder} --data embedded:ood          families that were not trained on")
+    lines += [
+        f"  mifo eval {folder} --data FILE.jsonl           your own problems",
+        "  mifo train RECIPE --method.freeze-top 0 --run.name no-freezing   what freezing is worth",
+        "  mifo recipes                                   the other recipes",
+    ]
+    console.print("\n".join(lines), highlight=False, markup=False)
+
+
+def dry_run(recipe: Recipe, config: Config) -> int:
+    """`mifo train --dry-run`: everything short of loading weights and training."""
+    console = Console()
+    with make_grader(config) as grader:
+        prepared = prepare(config, grader)
+    corpus = prepared.corpus
+    for note in corpus.notes:
+        console.print(note, highlight=False, markup=False)
+    console.print(
+        f"{len(corpus.train)} training problems, {corpus.with_demonstration} with a demonstration; {len(corpus.evaluation)} "
+        f"held out; longest prompt {corpus.longest_prompt} tokens",
+        highlight=False,
+    )
+    _show_problem(console, prepared)
+    expected = estimate(config, prepared.method, corpus)
+    _check_fits(config, prepared, expected.context)
+    table = Table(title=f"Expected for {config.model.path} ({expected.parameters / 1e6:,.0f} M parameters)", show_header=False)
+    for name, size in expected.memory.items():
+        table.add_row(name, f"{size / GIB:.2f} GiB")
+    table.add_row("memory in all", f"{expected.total_bytes / GIB:.2f} GiB", style="bold")
+    table.add_row("time", f"{clock(expected.seconds_per_step)} a step, {clock(expected.seconds)} for {config.train.steps} steps")
+    console.print(table)
+    console.print(f"dry run: nothing was trained; without --dry-run the run goes to {run_folder(recipe, config)}", highlight=False)
+    return 0
+
+
+def _show_problem(console: Console, prepared: Prepared) -> None:
+    problem = prepared.corpus.train[0]
+    console.rule("a prompt as the model sees it")
+    console.print(prepared.chat.render(problem), markup=False, highlight=False)
+    console.rule("its demonstration")
+    console.print(problem.demonstration or "(none)", markup=False, highlight=False)
+    console.rule()
+
+
+def _check_fits(config: Config, prepared: Prepared, context: int) -> None:
+    needed = prepared.corpus.longest_prompt + max(config.rollout.max_response_tokens, config.evaluation_tokens)
+    if needed > context:
+        raise ModelError(
+            f"the longest prompt and rollout.max_response_tokens = {config.rollout.max_response_tokens} need {needed} "
+            f"positions; '{config.model.path}' has {context}. Lower max_response_tokens or raise model.context."
+        )
+
+
+def eval_command(known: argparse.Namespace) -> int:
+    """`mifo eval`: accuracy of a model or run on held-out problems."""
+    console = Console()
+    config = _eval_config(known)
+    with make_grader(config) as grader:
+        tokenizer = load_tokenizer(config.model)
+        chat = Chat(tokenizer, config.data.template, config.data.system_prompt)
+
+        def verify(name: GraderName, response: str, answer: str) -> Verdict:
+            return grader.grade([Answer(grader=name, gold=answer, text=response)])[0]
+
+        problems, note = read_evaluation(config.data, verify)
+        console.print(note, highlight=False, markup=False)
+        set_up_cpu(config.train.threads)
+        device = pick_device(config.model.device)
+        model = load_model(config.model).to(device)
+        engine = build_engine(model, config, device, pick_dtype(config.model.compute, device))
+        start = time.perf_counter()
+        score = evaluate(
+            engine,
+            problems,
+            chat=chat,
+            grader=grader,
+            sampling=evaluation_sampling(config, chat),
+            samples=config.evaluation.samples,
+        )
+    console.print(_score_table(known.model, score))
+    console.print(f"{clock(time.perf_counter() - start)} for {len(problems)} problems", highlight=False)
+    if known.json is not None:
+        record = {"model": known.model, "data": known.data, **score_record(score)}
+        Path(known.json).write_text(json.dumps(record, indent=2), encoding="utf-8")
+    return 0
+
+
+def _eval_config(known: argparse.Namespace) -> Config:
+    """The configuration of a run where one is measured, with the command's choices on top; checked like any other."""
+    from mifo.config.check import check_config
+
+    folder = Path(known.model)
+    if (folder / "config.json").is_file() and (folder / "export").is_dir():
+        config = decode(Config, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        config = replace(config, model=replace(config.model, path=str(folder / "export"), rope_theta=None, context=None))
+    elif (folder / "metrics.jsonl").is_file():
+        raise ModelError(f"{folder} is a run without an exported model. Finish it with --resume, or train with --run.export.")
+    else:
+        config = Config(model=ModelConfig(path=known.model), data=DataConfig(), rollout=RolloutConfig(max_response_tokens=EVAL_TOKENS))
+    choices: Mapping[str, Any] = {"template": known.template, "system_prompt": known.system_prompt}
+    data = replace(
+        config.data,
+        evaluation=known.data,
+        evaluation_split=known.split,
+        evaluation_problems=known.limit if known.limit is not None else _default_limit(known.data, config),
+        **{name: value for name, value in choices.items() if value is not None},
+    )
+    evaluation = EvaluationConfig(
+        samples=known.samples, temperature=known.temperature, max_response_tokens=known.max_tokens or config.evaluation_tokens
+    )
+    config = replace(config, data=data, evaluation=evaluation)
+    if known.template not in (None, "tokenizer", "luffy", "qwen", "prime", "none"):
+        raise ConfigError(f"--template {known.template} is not one of tokenizer, luffy, qwen, prime, none.")
+    check_config(config)
+    return config
+
+
+def _default_limit(data: str, config: Config) -> int | None:
+    return config.data.evaluation_problems if data.startswith("embedded") else None
+
+
+def _score_table(model: str, score: Score) -> Table:
+    table = Table(title=f"{model}", title_justify="left")
+    for column in ("problems from", "accuracy", "95 % interval", "problems"):
+        table.add_column(column, justify="left" if column == "problems from" else "right")
+    parts: Sequence[tuple[str, Any]] = [*score.by_source.items(), ("all", score.accuracy)]
+    for name, part in parts:
+        table.add_row(
+            name or "(unnamed)",
+            f"{100 * part.value:.1f} %",
+            f"{100 * part.low:.1f} to {100 * part.high:.1f}",
+            str(part.count),
+            style="bold" if name == "all" else None,
+        )
+    verdicts = ", ".join(f"{count} {name}" for name, count in score.verdicts.items() if count)
+    table.caption = f"{verdicts}; {score.response_length:.0f} tokens a response, {100 * score.truncated:.1f} % cut off"
+    return table

@@ -1,0 +1,95 @@
+"""The schema as text: for `mifo methods` and the configuration reference."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Union
+
+from mifo.config import schema
+from mifo.config.bounds import Bounds
+
+
+def method_descriptions() -> list[tuple[str, str]]:
+    """(name, one line) of every method, in the order of the union."""
+    members = typing.get_args(schema.MethodConfig)
+    return [(_name(member), (member.__doc__ or "").strip().splitlines()[0]) for member in members]
+
+
+def _name(member: type) -> str:
+    return str(next(f.default for f in dataclasses.fields(member) if f.name == "name"))
+
+
+def field_comments(cls: type) -> dict[str, str]:
+    """The string under each field of a dataclass, as its description."""
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    comments: dict[str, str] = {}
+    for statement, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            assert isinstance(statement.target, ast.Name)
+            comments[statement.target.id] = inspect.cleandoc(str(after.value.value))
+    return comments
+
+
+def type_text(hint: Any) -> str:
+    """A type as a reader would write its values."""
+    origin = typing.get_origin(hint)
+    if origin is Annotated:
+        return f"{type_text(typing.get_args(hint)[0])}, {_range(hint)}"
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in typing.get_args(hint))
+    if origin is tuple:
+        return f"list of {type_text(typing.get_args(hint)[0])}"
+    if origin is Union or type(hint).__name__ == "UnionType":
+        return " or ".join("none" if part is type(None) else type_text(part) for part in typing.get_args(hint))
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}[hint]
+
+
+def _range(hint: Any) -> str:
+    return str(next(extra for extra in typing.get_args(hint)[1:] if isinstance(extra, Bounds)))
+
+
+def _default(f: dataclasses.Field[Any]) -> str:
+    value = f.default
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[]" if value == () else str(value)
+
+
+def reference_rows(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    """(setting, type, default, meaning) of every field below a table, nested tables included."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    comments = field_comments(cls)
+    for f in dataclasses.fields(cls):
+        path = f"{prefix}.{f.name}"
+        if dataclasses.is_dataclass(hints[f.name]):
+            yield from reference_rows(typing.cast(type, hints[f.name]), path)
+        else:
+            yield path, type_text(hints[f.name]), _default(f), comments[f.name]
+
+
+def reference_page() -> str:
+    """docs/configuration.md: every setting of every table, from the schema itself."""
+    lines = ["# Configuration reference", "", "Generated from the schema by `python -m mifo.config.describe`.", ""]
+    for f in dataclasses.fields(schema.Config):
+        hint = typing.get_type_hints(schema.Config)[f.name]
+        members = typing.get_args(hint) or (hint,)
+        for member in members:
+            tag = f' with `name = "{_name(member)}"`' if len(members) > 1 else ""
+            lines += [f"## [{f.name}]{tag}", "", inspect.cleandoc(member.__doc__ or ""), ""]
+            lines += ["| setting | values | default | meaning |", "| --- | --- | --- | --- |"]
+            lines += [
+                f"| `{path}` | {kind} | `{default}` | {text} |" for path, kind, default, text in reference_rows(member, f.name)
+            ]
+            lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(reference_page(), end="")

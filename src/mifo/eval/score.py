@@ -1,0 +1,115 @@
+"""Accuracy on held-out problems, with an interval (METHODS 2).
+
+A problem's score is the mean over its samples (avg@k); the accuracy is the mean over problems. With one sample the interval is
+Wilson's; with several it is the normal one of a mean of problem scores.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from mifo.config.schema import Config
+from mifo.data.chat import Chat
+from mifo.rewards import Answer, Grader
+from mifo.rollout.engine import Engine
+from mifo.train.run import Evaluate
+from mifo.types import Interval, Problem, Rollout, Sampling, Score, Verdict
+
+Z95 = 1.959963984540054
+EVALUATION_SEED = 20_240_601  # the same draws at every evaluation, so that a difference is the model's
+
+
+def wilson(successes: float, trials: int) -> Interval:
+    """A proportion with Wilson's 95 % interval (Wilson 1927); sensible also at 0 and at 1."""
+    assert trials > 0
+    share = successes / trials
+    centre = (share + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
+    half = Z95 / (1 + Z95**2 / trials) * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
+    return Interval(value=share, low=min(share, max(0.0, centre - half)), high=max(share, min(1.0, centre + half)), count=trials)
+
+
+def mean_interval(scores: Sequence[float], *, samples: int) -> Interval:
+    """Mean of problem scores with its 95 % interval.
+
+    Args:
+        scores: one in [0, 1] a problem.
+        samples: responses behind each; 1 makes the scores Bernoulli trials.
+    """
+    count = len(scores)
+    if samples == 1 or count == 1:
+        return wilson(sum(scores), count)
+    mean = sum(scores) / count
+    deviation = math.sqrt(sum((s - mean) ** 2 for s in scores) / (count - 1))
+    half = Z95 * deviation / math.sqrt(count)
+    return Interval(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), count=count)
+
+
+def evaluate(
+    engine: Engine,
+    problems: Sequence[Problem],
+    *,
+    chat: Chat,
+    grader: Grader,
+    sampling: Sampling,
+    samples: int = 1,
+    seed: int = EVALUATION_SEED,
+) -> Score:
+    """Sample and grade.
+
+    Args:
+        engine: holds the weights to measure.
+        problems: at least one.
+        chat: renders prompts.
+        grader: gives verdicts; anything but correct counts as not solved, and errors and time-outs are in `verdicts`.
+        sampling: temperature 0 is greedy.
+        samples: responses for each problem.
+        seed: of the sampling.
+    """
+    start = time.perf_counter()
+    groups = engine.generate([chat.prompt_ids(p) for p in problems], samples, sampling, seed)
+    answers = [
+        Answer(grader=problem.grader, gold=problem.answer, text=chat.decode(rollout.token_ids))
+        for problem, group in zip(problems, groups, strict=True)
+        for rollout in group
+    ]
+    verdicts = grader.grade(answers)
+    correct = [verdict is Verdict.CORRECT for verdict in verdicts]
+    scores = [sum(correct[i : i + samples]) / samples for i in range(0, len(correct), samples)]
+    rollouts: list[Rollout] = [rollout for group in groups for rollout in group]
+    sources = sorted({p.source for p in problems})
+    by_source = {
+        source: mean_interval([s for s, p in zip(scores, problems, strict=True) if p.source == source], samples=samples)
+        for source in sources
+    }
+    return Score(
+        accuracy=mean_interval(scores, samples=samples),
+        response_length=sum(len(r.token_ids) for r in rollouts) / len(rollouts),
+        truncated=sum(r.stop == "length" for r in rollouts) / len(rollouts),
+        verdicts={verdict.value: verdicts.count(verdict) for verdict in Verdict},
+        by_source=by_source,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def evaluation_sampling(config: Config, chat: Chat) -> Sampling:
+    """How the [evaluation] table draws responses."""
+    return Sampling(
+        temperature=config.evaluation.temperature,
+        top_p=config.evaluation.top_p,
+        max_tokens=config.evaluation_tokens,
+        stop_ids=chat.stop_ids,
+    )
+
+
+def make_evaluate(config: Config, chat: Chat, grader: Grader) -> Evaluate:
+    """The evaluation that a run calls: (engine, problems) to a score, with everything else bound."""
+    sampling = evaluation_sampling(config, chat)
+
+    def measure(engine: Engine, problems: Sequence[Problem]) -> Score:
+        return evaluate(
+            engine, problems, chat=chat, grader=grader, sampling=sampling, samples=config.evaluation.samples
+        )
+
+    return measure

@@ -1,0 +1,192 @@
+"""From a checked configuration to a run: everything is made here, once, in the order in which it can fail cheaply."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mifo.config.decode import encode
+from mifo.config.schema import Config
+from mifo.core.importance import ImportanceMap
+from mifo.data.chat import Chat
+from mifo.errors import CheckpointError, ModelError
+from mifo.methods import Method, make_method
+from mifo.rewards import Answer, Grader
+from mifo.rollout.engine import Engine, make_engine
+from mifo.train.checkpoint import list_checkpoints, load_checkpoint
+from mifo.train.corpus import Corpus, read_corpus
+from mifo.train.device import pick_device, pick_dtype, set_up_cpu
+from mifo.train.learner import Learner
+from mifo.train.model import load_model, load_tokenizer
+from mifo.train.optim import ScheduledAdamW
+from mifo.train.parallel import current_world
+from mifo.train.policy import Policy
+from mifo.train.run import Evaluate, Listener, Parts, Run
+from mifo.types import GraderName, Verdict
+
+log = logging.getLogger(__name__)
+
+MAY_CHANGE_ON_RESUME = ("train.steps", "train.minutes", "run.", "train.threads", "reward.workers")
+EvaluatorFactory = Callable[[Config, Chat, Grader], Evaluate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is known before the model's weights are loaded."""
+
+    config: Config
+    tokenizer: PreTrainedTokenizerBase
+    chat: Chat
+    method: Method
+    corpus: Corpus
+
+
+def make_grader(config: Config) -> Grader:
+    """The grader of the [reward] table."""
+    reward = config.reward
+    return Grader(
+        workers=reward.workers, seconds_per_answer=reward.seconds_per_answer, memory_mib=reward.worker_memory_mib
+    )
+
+
+def prepare(config: Config, grader: Grader) -> Prepared:
+    """Tokenizer, templates, method and data: everything that a wrong configuration can break cheaply."""
+    pick_device(config.model.device)
+    tokenizer = load_tokenizer(config.model)
+    chat = Chat(tokenizer, config.data.template, config.data.system_prompt)
+    method = make_method(config)
+
+    def verify(name: GraderName, response: str, answer: str) -> Verdict:
+        return grader.grade([Answer(grader=name, gold=answer, text=response)])[0]
+
+    corpus = read_corpus(config, chat, verify, needs_demonstrations=method.needs_demonstrations)
+    return Prepared(config=config, tokenizer=tokenizer, chat=chat, method=method, corpus=corpus)
+
+
+def build_run(
+    prepared: Prepared,
+    grader: Grader,
+    folder: Path,
+    *,
+    make_evaluate: EvaluatorFactory,
+    listener: Listener,
+    resume: bool = False,
+) -> Run:
+    """Load the model and put a run together in `folder`.
+
+    Raises:
+        CheckpointError: the folder holds a run and `resume` is false, or `resume` is true and there is nothing to resume
+            or the configuration differs.
+        ModelError: the model cannot do what the configuration asks.
+    """
+    config = prepared.config
+    open_folder(folder, config, resume=resume)
+    set_up_cpu(config.train.threads)
+    device = pick_device(config.model.device)
+    dtype = pick_dtype(config.model.compute, device)
+    model = load_model(config.model, seed=config.train.seed).to(device)
+    check_context(model, config, prepared.corpus)
+    policy = make_policy(model, config, dtype)
+    reference = None
+    if _needs_reference(prepared.method, config):
+        reference = make_policy(copy.deepcopy(model).requires_grad_(False), config, dtype)
+    learner = Learner(
+        policy, micro_batch_tokens=config.train.micro_batch_tokens, world=current_world(), reference=reference
+    )
+    freeze = prepared.method.freeze
+    importance = None
+    if freeze is not None:
+        importance = ImportanceMap(
+            learner.parameters, top=freeze.top, history=freeze.history, scope=freeze.scope, fill_ties=freeze.fill_ties
+        )
+    run = Run(
+        Parts(
+            config=config,
+            folder=folder,
+            chat=prepared.chat,
+            corpus=prepared.corpus,
+            method=prepared.method,
+            learner=learner,
+            engine=build_engine(model, config, device, dtype),
+            grader=grader,
+            optimizers={
+                "rl": ScheduledAdamW(learner.parameters, config.rl_optimizer),
+                "sft": ScheduledAdamW(learner.parameters, config.sft_optimizer),
+            },
+            importance=importance,
+            evaluate=make_evaluate(config, prepared.chat, grader) if prepared.corpus.evaluation else None,
+            listener=listener,
+        )
+    )
+    if resume:
+        run.restore(load_checkpoint(list_checkpoints(folder / "checkpoints")[-1]))
+    return run
+
+
+def make_policy(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> Policy:
+    """The policy as the [model] table asks for it."""
+    return Policy(
+        model,
+        compute_dtype=dtype,
+        layout=config.model.layout,
+        activation_checkpointing=config.model.activation_checkpointing,
+    )
+
+
+def build_engine(model: PreTrainedModel, config: Config, device: torch.device, dtype: torch.dtype) -> Engine:
+    """The rollout engine of the [rollout] table, holding the model's weights as version 0."""
+    rollout = config.rollout
+    sampler_dtype = dtype if rollout.compute == "auto" else pick_dtype(rollout.compute, device)
+    return make_engine(
+        model, kind=rollout.engine, dtype=sampler_dtype, device=device, max_batch_rows=rollout.batch_rows
+    )
+
+
+def _needs_reference(method: Method, config: Config) -> bool:
+    return getattr(getattr(config.method, "rl", None), "kl_coefficient", 0.0) > 0
+
+
+def check_context(model: PreTrainedModel, config: Config, corpus: Corpus) -> None:
+    """Prompt and response must fit the model's context."""
+    context = model.config.max_position_embeddings
+    needed = corpus.longest_prompt + max(config.rollout.max_response_tokens, config.evaluation_tokens)
+    if needed > context:
+        raise ModelError(
+            f"the longest prompt ({corpus.longest_prompt} tokens) and rollout.max_response_tokens = "
+            f"{config.rollout.max_response_tokens} need {needed} positions; '{config.model.path}' has {context}. Lower "
+            f"max_response_tokens or raise model.context (and model.rope_theta)."
+        )
+
+
+def open_folder(folder: Path, config: Config, *, resume: bool) -> None:
+    """Make the run folder, or check that it can be resumed with this configuration."""
+    stored = folder / "config.json"
+    plain = encode(config)
+    if resume:
+        if not stored.is_file() or not list_checkpoints(folder / "checkpoints"):
+            raise CheckpointError(f"{folder} holds no checkpoint to resume from. Start it without --resume.")
+        _check_same(json.loads(stored.read_text(encoding="utf-8")), plain, folder)
+    elif stored.is_file():
+        raise CheckpointError(
+            f"{folder} already holds a run. Continue it with --resume, or choose another --run.name."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    stored.write_text(json.dumps(plain, indent=2), encoding="utf-8")
+
+
+def _check_same(old: object, new: object, folder: Path, where: str = "") -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            _check_same(old.get(key), new.get(key), folder, f"{where}.{key}" if where else key)
+    elif old != new and not where.startswith(MAY_CHANGE_ON_RESUME):
+        raise CheckpointError(
+            f"{folder} was started with {where} = {old!r}, not {new!r}. Resume it with the same settings "
+            f"(only {', '.join(MAY_CHANGE_ON_RESUME)} may change), or start another run."
+        )

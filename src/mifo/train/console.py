@@ -1,0 +1,151 @@
+"""What a run shows while it runs: a line a step, a live bar below, and a table at the end.
+
+It listens to the records that are also written to the run folder, so the screen never says what the files do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+PHASE_STYLE = {"rl": "cyan", "sft": "magenta", "mixed": "yellow"}
+
+
+class RunDisplay:
+    """Shows records; use as a context manager around a run.
+
+    Args:
+        console: where to.
+        steps: `train.steps`, the length of the bar.
+        minutes: `train.minutes`, which may end a run before its steps do.
+    """
+
+    def __init__(self, console: Console, *, steps: int, minutes: float | None = None) -> None:
+        self.console = console
+        self.steps = steps
+        self.minutes = minutes
+        self.progress = Progress(
+            TextColumn("{task.fields[phase]}"),
+            BarColumn(bar_width=30),
+            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+        )
+        self.task = self.progress.add_task("", total=steps, phase="start", figures="")
+        self.first: tuple[float, int] | None = None
+
+    def __enter__(self) -> RunDisplay:
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, stream: str, record: Mapping[str, Any]) -> None:
+        """Show one record of a run's journal."""
+        if stream == "metrics":
+            self._step(record)
+        elif stream == "events":
+            self._event(record)
+
+    def _step(self, record: Mapping[str, Any]) -> None:
+        phase = record["phase"]
+        line = Text.assemble((f"{phase.upper():4}", PHASE_STYLE[phase]), f" step {record['step']:>4}/{self.steps}")
+        if "accuracy" in record:
+            line.append(f"  accuracy {100 * record['accuracy']:5.1f} %  length {record['response_length']:5.1f}")
+        if "buffer_size" in record:
+            line.append(f"  buffer {record['buffer']:>3.0f}/{record['buffer_size']:.0f}")
+        updates = record["updates"]
+        tokens = sum(update["tokens"] for update in updates)
+        if updates:
+            line.append(f"  loss {updates[-1]['loss']:+.4f}  entropy {updates[-1]['entropy']:.2f}")
+        if phase == "sft":
+            line.append(f"  {sum(update['sequences'] for update in updates)} demonstrations, {tokens} tokens")
+        self.console.print(line, highlight=False)
+        left = self._time_left(record)
+        rate = record.get("tokens_per_second")
+        figures = f"{rate:.0f} tokens/s  " if rate else ""
+        self.progress.update(self.task, completed=record["step"], phase=phase.upper(), figures=f"{figures}left {left}")
+
+    def _time_left(self, record: Mapping[str, Any]) -> str:
+        now, step = record["elapsed"], record["step"]
+        if self.first is None:
+            self.first = (now, step)
+        start, first_step = self.first
+        if step == first_step:
+            return "?"
+        seconds = (now - start) / (step - first_step) * (self.steps - step)
+        if self.minutes is not None:
+            seconds = min(seconds, max(0.0, 60 * self.minutes - now))
+        return clock(seconds)
+
+    def _event(self, record: Mapping[str, Any]) -> None:
+        event = record["event"]
+        if event == "evaluation":
+            share, low, high = (100 * record[key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
+            self.console.print(
+                f"[bold]accuracy {record['label']}[/bold]: {share:.1f} % ({low:.1f} to {high:.1f}) of {record['problems']} "
+                f"held-out problems, {record['response_length']:.0f} tokens a response",
+                highlight=False,
+            )
+        elif event == "sft_phase" and record["before"] is not None:
+            change = 100 * (record["after"] - record["before"])
+            self.console.print(
+                f"SFT phase {record['interval']}: {100 * record['before']:.1f} → {100 * record['after']:.1f} % "
+                f"({change:+.1f}), {record['demonstrations']} demonstrations, {100 * record['frozen_fraction']:.0f} % frozen",
+                style="magenta",
+                highlight=False,
+            )
+        elif event == "alarm":
+            self.console.print(f"alarm: {record['alarm']} = {record['value']:.3g}", style="bold red", highlight=False)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def closing_table(summary: Mapping[str, Any]) -> Table:
+    """The short table at the end of a run."""
+    table = Table(title="Result", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+
+    def row(name: str, value: str | None) -> None:
+        if value is not None:
+            table.add_row(name, value)
+
+    row("accuracy before", _accuracy(summary, "before"))
+    row("accuracy after", _accuracy(summary, "after"))
+    if summary["response_length_before"] is not None:
+        row("response length", f"{summary['response_length_before']:.0f} → {summary['response_length_after']:.0f} tokens")
+    row("steps, intervals", f"{summary['steps']} RL steps, {summary['intervals']} intervals")
+    row("SFT examples used", f"{summary['demonstrations_used']} ({summary['unique_demonstrations']} different)")
+    if summary["sft_phases"]:
+        row("parameters frozen", f"{100 * summary['frozen_fraction']:.1f} % in the last SFT phase")
+    for phase in summary["sft_phases"]:
+        if phase["before"] is not None:
+            row(
+                f"SFT phase {phase['interval']}",
+                f"{100 * phase['before']:.1f} % before, {100 * phase['after']:.1f} % after "
+                f"({100 * (phase['after'] - phase['before']):+.1f})",
+            )
+    row("time", clock(summary["seconds"]))
+    return table
+
+
+def _accuracy(summary: Mapping[str, Any], when: str) -> str | None:
+    value = summary[f"accuracy_{when}"]
+    if value is None:
+        return None
+    low, high = summary[f"accuracy_{when}_interval"]
+    return f"{100 * value:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f}) of {summary['problems']} problems"

@@ -1,0 +1,171 @@
+"""The problems of a run, as token ids: read, verified, cut to the run's limits, and accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mifo.config.schema import Config, DataConfig
+from mifo.data import tasks
+from mifo.data.chat import Chat
+from mifo.data.problems import Verify, load_problems, summary
+from mifo.errors import DataError
+from mifo.types import GraderName, Problem, TokenIds, Verdict
+
+NONE = "none"
+EMBEDDED_SPLITS: dict[str, tasks.Split | None] = {
+    "embedded": None,
+    "embedded:train": "train",
+    "embedded:validation": "validation",
+    "embedded:test": "test",
+    "embedded:ood": "ood",
+}
+DEFAULT_EMBEDDED = 2000
+Part = Literal["train", "evaluation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Prompt and demonstration of one problem as ids."""
+
+    prompt_ids: TokenIds
+    demonstration_ids: TokenIds | None
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What a run trains on and is measured on.
+
+    `notes` are readable paragraphs for the log: the schema found, what was dropped and why.
+    """
+
+    train: tuple[Problem, ...]
+    evaluation: tuple[Problem, ...]
+    encoded: Mapping[str, Encoded]
+    notes: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def with_demonstration(self) -> int:
+        """Training problems that have a demonstration."""
+        return sum(entry.demonstration_ids is not None for entry in self.encoded.values())
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest training prompt."""
+        return max(len(entry.prompt_ids) for entry in self.encoded.values())
+
+
+def read_corpus(config: Config, chat: Chat, verify: Verify, *, needs_demonstrations: bool) -> Corpus:
+    """Read training and held-out problems.
+
+    Args:
+        config: the run's configuration.
+        chat: makes ids of prompts and demonstrations.
+        verify: grades a demonstration against its answer.
+        needs_demonstrations: keep only training problems that have one.
+
+    Raises:
+        DataError: nothing usable is left; says why.
+    """
+    data = config.data
+    checked = verify if data.verify_demonstrations else _trusting
+    train, train_note, fingerprint = _read(data, "train", checked)
+    evaluation: tuple[Problem, ...] = ()
+    notes = [train_note]
+    if data.evaluation != NONE:
+        evaluation, note, _ = _read(data, "evaluation", checked)
+        notes.append(note)
+    kept, encoded, dropped = _encode(train, chat, data, needs_demonstrations)
+    if dropped:
+        notes.append(f"data.train: {', '.join(f'{count} {reason}' for reason, count in sorted(dropped.items()))}.")
+    if not kept:
+        raise DataError(
+            f"data.train = '{data.train}': none of {len(train)} problems is left "
+            f"({', '.join(f'{count} {reason}' for reason, count in sorted(dropped.items()))}). Raise "
+            "data.max_prompt_tokens or data.max_demonstration_tokens, or bring other data."
+        )
+    held_out, lost = _disjoint(kept, evaluation)
+    if lost:
+        notes.append(f"data.evaluation: left out {lost} problems that are also trained on.")
+    return Corpus(tuple(kept), held_out, encoded, tuple(notes), fingerprint)
+
+
+def read_evaluation(data: DataConfig, verify: Verify) -> tuple[tuple[Problem, ...], str]:
+    """Held-out problems alone, with a readable note on what was read.
+
+    Raises:
+        DataError: the file cannot be read or holds nothing usable.
+    """
+    problems, note, _ = _read(data, "evaluation", verify)
+    return problems, note
+
+
+def _trusting(grader: GraderName, response: str, answer: str) -> Verdict:
+    """Stands in for the verifier where the user vouches for the demonstrations."""
+    return Verdict.CORRECT
+
+
+def _read(data: DataConfig, part: Part, verify: Verify) -> tuple[tuple[Problem, ...], str, str]:
+    path = data.train if part == "train" else data.evaluation
+    count = data.train_problems if part == "train" else data.evaluation_problems
+    if path in EMBEDDED_SPLITS:
+        return _embedded(data, part, count)
+    report = load_problems(
+        path,
+        verify=verify,
+        split=data.split if part == "train" else data.evaluation_split,
+        strip_think=data.template == "luffy",
+        box_answer=data.box_answers and part == "train",
+    )
+    problems = report.problems[:count]
+    cut = "" if len(problems) == len(report.problems) else f" Using the first {count}."
+    return problems, f"data.{part}: {summary(report)}{cut}", report.fingerprint
+
+
+def _embedded(data: DataConfig, part: Part, count: int | None) -> tuple[tuple[Problem, ...], str, str]:
+    split = EMBEDDED_SPLITS[data.train if part == "train" else data.evaluation] or ("train" if part == "train" else "test")
+    families = None if split == "ood" else data.families or None
+    wanted = count or DEFAULT_EMBEDDED
+    problems = tuple(tasks.generate(split, wanted, families=families, max_level=data.levels))
+    names = ", ".join(sorted({p.source.split("/")[-1] for p in problems}))
+    fingerprint = hashlib.sha256("\n".join(p.id for p in problems).encode()).hexdigest()
+    return problems, f"data.{part}: {len(problems)} embedded problems, split {split} ({names}).", fingerprint
+
+
+def _encode(
+    problems: Sequence[Problem], chat: Chat, data: DataConfig, needs_demonstrations: bool
+) -> tuple[list[Problem], dict[str, Encoded], dict[str, int]]:
+    kept: list[Problem] = []
+    encoded: dict[str, Encoded] = {}
+    dropped: dict[str, int] = {}
+
+    def count(reason: str) -> None:
+        dropped[reason] = dropped.get(reason, 0) + 1
+
+    for problem in problems:
+        prompt_ids = chat.prompt_ids(problem)
+        if len(prompt_ids) > data.max_prompt_tokens:
+            count(f"dropped with a prompt over {data.max_prompt_tokens} tokens")
+            continue
+        demonstration = None if problem.demonstration is None else chat.demonstration_ids(problem.demonstration)
+        if demonstration is not None and len(demonstration) > data.max_demonstration_tokens:
+            count(f"without their demonstration of over {data.max_demonstration_tokens} tokens")
+            demonstration = None
+        if demonstration is None and needs_demonstrations:
+            count("dropped without a demonstration")
+            continue
+        kept.append(problem if demonstration is not None else replace(problem, demonstration=None))
+        encoded[problem.id] = Encoded(prompt_ids, demonstration)
+    return kept, encoded, dropped
+
+
+def _disjoint(train: Sequence[Problem], evaluation: Sequence[Problem]) -> tuple[tuple[Problem, ...], int]:
+    """Held-out problems whose text is not trained on."""
+    seen = {" ".join(m.content for m in p.messages if m.role == "user") for p in train}
+    kept = tuple(p for p in evaluation if " ".join(m.content for m in p.messages if m.role == "user") not in seen)
+    if evaluation and not kept:
+        raise DataError("data.evaluation: every held-out problem is also trained on. Name another file or split.")
+    return kept, len(evaluation) - len(kept)

@@ -1,0 +1,121 @@
+"""What a run will need: memory by its components, time from its tokens and a measured matrix product.
+
+Estimates, printed by --dry-run. Memory counts what MIFO keeps per trainable element (DESIGN 5) plus the activations of one
+micro-batch; time is FLOPs by the 2ND/6ND rule over the machine's measured rate and a utilisation that was read off runs on
+a 2-core Xeon (generation reaches a smaller share of the peak than training).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mifo.config.schema import Config
+from mifo.methods import Method
+from mifo.train.corpus import Corpus
+from mifo.train.device import pick_device, pick_dtype
+from mifo.train.model import TINY, resolve_model_path, stretch_context, tiny_model
+
+TRAIN_UTILISATION, DECODE_UTILISATION = 0.35, 0.15
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Parameters, bytes by component, and seconds a step and in all (before evaluation)."""
+
+    parameters: int
+    context: int
+    memory: dict[str, int]
+    seconds_per_step: float
+    seconds: float
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum over components."""
+        return sum(self.memory.values())
+
+
+def estimate(config: Config, method: Method, corpus: Corpus) -> Estimate:
+    """Memory and time of a run; loads no weights."""
+    shape = _empty_model(config)
+    parameters = sum(p.numel() for p in shape.parameters())
+    device = pick_device(config.model.device)
+    dtype = pick_dtype(config.model.compute, device)
+    rate = _measured_flops(device, dtype)
+    phase = method.next_phase()
+    prompt = sum(len(e.prompt_ids) for e in corpus.encoded.values()) / len(corpus.encoded)
+    response = min(config.rollout.max_response_tokens, _mean_response(corpus) or config.rollout.max_response_tokens)
+    sequences = phase.prompts * max(1, phase.rollouts)
+    generated = phase.prompts * phase.rollouts * response
+    trained = sequences * response + phase.prompts * prompt
+    step = 2 * parameters * generated / (rate * DECODE_UTILISATION) + 6 * parameters * trained / (rate * TRAIN_UTILISATION)
+    return Estimate(
+        parameters=parameters,
+        context=shape.config.max_position_embeddings,
+        memory=_memory(config, method, shape, parameters, dtype, sequences, prompt),
+        seconds_per_step=step,
+        seconds=step * config.train.steps,
+    )
+
+
+def _empty_model(config: Config) -> torch.nn.Module:
+    """The architecture on the meta device: shapes without weights."""
+    if config.model.path == TINY:
+        return tiny_model()
+    model_config = AutoConfig.from_pretrained(
+        resolve_model_path(config.model.path),
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    stretch_context(model_config, config.model)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.model.trust_remote_code)
+
+
+def _mean_response(corpus: Corpus) -> float | None:
+    lengths = [len(e.demonstration_ids) for e in corpus.encoded.values() if e.demonstration_ids]
+    return sum(lengths) / len(lengths) if lengths else None
+
+
+def _memory(
+    config: Config,
+    method: Method,
+    shape: torch.nn.Module,
+    parameters: int,
+    dtype: torch.dtype,
+    sequences: int,
+    prompt: float,
+) -> dict[str, int]:
+    size = shape.config
+    width = torch.finfo(dtype).bits // 8
+    tokens = min(config.train.micro_batch_tokens, int(sequences * (prompt + config.rollout.max_response_tokens)))
+    per_layer = 16 * size.hidden_size + 3 * size.intermediate_size
+    layers = 2 if config.model.activation_checkpointing else size.num_hidden_layers
+    kv = 2 * size.num_hidden_layers * size.num_key_value_heads * (size.hidden_size // size.num_attention_heads)
+    rows = min(config.rollout.batch_rows or sequences, sequences)
+    moments = 4 if config.method.name == "mifo" else 2
+    return {
+        "weights and gradients (fp32)": 8 * parameters,
+        "optimizer moments": 4 * moments * parameters,
+        "importance map and snapshot": 8 * parameters if method.freeze is not None else 0,
+        "sampler's weights": width * parameters,
+        "sampler's cache": int(rows * kv * width * (prompt + config.rollout.max_response_tokens)),
+        "activations of a micro-batch": tokens * per_layer * layers * width,
+    }
+
+
+def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a square matrix product, best of three."""
+    side = 4096 if device.type == "cuda" else 1024
+    matrix = torch.randn(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        product = matrix @ matrix
+        float(product[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best

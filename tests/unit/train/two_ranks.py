@@ -1,0 +1,53 @@
+"""Run as two processes by test_two_ranks: gradients over gloo against one process, and sharded top-k against one shard."""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from conftest import make_sequences
+
+from mifo.core.importance import Shards, select_top_k
+from mifo.core.losses import CrossEntropy, PolicyGradient
+from mifo.train.learner import Learner
+from mifo.train.model import tiny_model
+from mifo.train.parallel import World, current_world
+from mifo.train.policy import Policy
+from mifo.types import Term, Update
+
+TERMS = (
+    Term(name="pg", loss=PolicyGradient(), normalizer="sequence", uses_old_policy=True),
+    Term(name="ce", loss=CrossEntropy(), normalizer="token"),
+)
+
+
+def gradient(policy, sequences, world):
+    learner = Learner(policy, micro_batch_tokens=30, world=world)
+    learner.accumulate(Update(sequences=tuple(sequences), terms=TERMS))
+    flat = torch.cat([p.grad.reshape(-1) for p in learner.parameters])
+    learner._clear()
+    return flat
+
+
+def main():
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    world = current_world()
+    policy = Policy(tiny_model(seed=1, hidden=32).double())
+    everything = make_sequences([3, 17, 5, 8], vocabulary=policy.model.config.vocab_size, terms=["pg", "ce"])
+    splits = {"3 against 17 tokens": ([0], [1]), "uneven": ([0, 1, 2], [3]), "a rank without sequences": ([0, 1, 2, 3], [])}
+    for name, parts in splits.items():
+        mine = gradient(policy, [everything[i] for i in parts[world.rank]], world)
+        whole = gradient(policy, [everything[i] for part in parts for i in part], World())
+        torch.testing.assert_close(mine, whole, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+    values = [torch.randint(0, 5, (n,), generator=torch.Generator().manual_seed(n)).float() for n in (41, 6, 100)]
+    pieces = [v.tensor_split(2)[world.rank].contiguous() for v in values]
+    masks = select_top_k(pieces, 60, Shards(world.rank, world.size, world.all_sum))
+    expected = select_top_k(values, 60)
+    for mask, full in zip(masks, expected, strict=True):
+        assert torch.equal(mask, full.tensor_split(2)[world.rank])
+    dist.destroy_process_group()
+    print(f"rank {world.rank} agrees", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
