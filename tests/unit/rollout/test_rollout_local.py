@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from conftest import LLAMA3_ROPE
 from test_rollout_sampler import chi_square_z
 
 from mifo.errors import ModelError, NumericsError
@@ -17,6 +16,14 @@ from mifo.types import Sampling
 
 CPU = torch.device("cpu")
 GREEDY = Sampling(temperature=0, max_tokens=24)
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 ARCHITECTURES = [
     ("llama", {"tied": True}),
     ("llama", {"tied": False, "vocab": 1003}),
