@@ -19,12 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from mifo.data.pack import Branch
 
 PACKED_ATTENTION = "mifo_packed"
 RUN_WASTE = 1.25  # a run ends before padding would exceed a quarter
+NO_MASK = (1, 1, 1, 1)  # shape of a stand-in: transformers takes a 4-d mask as it is instead of making an N × N one
 SHORT_KEYS = 512  # up to here plain products beat the fused kernel on the CPU
 
 
@@ -99,18 +102,21 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    attention_plan: AttentionPlan,
-    **_: Any,
+    attention_plan: AttentionPlan | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer over a packed row, in the signature transformers calls.
 
     Args:
         query: [1, H, N, d]; `key` and `value` are [1, K, N, d].
-        attention_plan: from `plan_attention`, passed through the model's keyword arguments.
+        attention_plan: from `plan_attention`, passed through the model's keyword arguments. Without one the call is an
+            ordinary one (an evaluation, `generate`) and goes to transformers' own attention.
 
     Returns:
         [1, N, H, d] and None for the attention weights.
     """
+    if attention_plan is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # [N, heads, d] pieces: the backward pass of one split is one concatenation, whatever the number of pieces.
     queries, keys, values = (iter(t[0].transpose(0, 1).split(attention_plan.sizes)) for t in (query, key, value))
@@ -171,3 +177,4 @@ def _attend_plain(query_RLHd: Tensor, key_RMKd: Tensor, value_RMKd: Tensor, scal
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)  # for ordinary calls; a packed one brings NO_MASK

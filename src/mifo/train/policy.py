@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from mifo.core.logprobs import token_logprobs
 from mifo.data.pack import MicroBatch, pack
 from mifo.errors import ModelError
-from mifo.train.attention import PACKED_ATTENTION, plan_attention
+from mifo.train.attention import NO_MASK, PACKED_ATTENTION, plan_attention
 from mifo.train.norm import fuse_norms
 from mifo.types import Sequence
 
@@ -55,9 +55,6 @@ class Policy:
         if not isinstance(head, nn.Linear):
             raise ModelError(f"{type(model).__name__} has no linear output layer, so its log-probs cannot be made in chunks.")
         self.head = head
-        attention = model.config._attn_implementation
-        self.plain_attention: str = "sdpa" if attention == PACKED_ATTENTION else attention
-        model.set_attn_implementation(self.plain_attention)
         fuse_norms(model)
         self._check_head()
         self.layout: Layout = self._pick_layout(layout)
@@ -89,12 +86,14 @@ class Policy:
             return token_logprobs(hidden_TD, self.head.weight, batch.target_T, bias_V=self.head.bias)
 
     def _packed(self, batch: MicroBatch) -> Tensor:
-        hidden = self._forward(
-            PACKED_ATTENTION,
+        assert self.model.config._attn_implementation == PACKED_ATTENTION, "somebody changed the attention of this model"
+        hidden = self.body(
             input_ids=batch.input_N[None],
             position_ids=batch.position_N[None],
+            attention_mask=torch.ones(NO_MASK, dtype=torch.bool, device=self.device),
             attention_plan=plan_attention(batch.branches, self.device),
-        )
+            use_cache=False,
+        ).last_hidden_state
         return hidden[0].index_select(0, batch.predictor_T)
 
     def _padded(self, batch: MicroBatch) -> Tensor:
@@ -103,20 +102,15 @@ class Policy:
         longest = max(len(row) for row in rows)
         index = torch.stack([torch.cat([row, row.new_zeros(longest - len(row))]) for row in rows])
         real = torch.stack([torch.arange(longest, device=self.device) < len(row) for row in rows])
-        hidden = self._forward(
-            self.plain_attention,
+        hidden = self.body(
             input_ids=batch.input_N[index],
             attention_mask=real.long(),
             position_ids=batch.position_N[index],
-        )
+            use_cache=False,
+        ).last_hidden_state
         counts = torch.bincount(batch.sequence_T, minlength=len(rows)).tolist()
         # A row ends with what is fed of its response, so its last |y| positions are those that predict y.
         return torch.cat([hidden[i, len(row) - n : len(row)] for i, (row, n) in enumerate(zip(rows, counts, strict=True))])
-
-    def _forward(self, attention: str, **inputs: Any) -> Tensor:
-        if self.model.config._attn_implementation != attention:
-            self.model.set_attn_implementation(attention)
-        return self.body(use_cache=False, **inputs).last_hidden_state
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -133,9 +127,11 @@ class Policy:
     def _pick_layout(self, wanted: Literal["auto", "packed", "padded"]) -> Layout:
         if wanted == "padded":
             return "padded"
+        attention = self.model.config._attn_implementation
         gap = self._packing_gap()
         if gap <= CHECK_TOLERANCE:
             return "packed"
+        self.model.set_attn_implementation(attention)
         if wanted == "packed":
             raise ModelError(
                 f"model.layout = 'packed': {type(self.model).__name__} gives log-probs that differ by {gap:.2g} nats when "
@@ -153,14 +149,15 @@ class Policy:
             Sequence(problem_id="", prompt_ids=tuple(ids[a:b]), response_ids=tuple(ids[c:d]), weights={})
             for (a, b), (c, d) in shapes
         ]
+        self.layout = "padded"
+        plain = torch.cat([self.token_stats(pack(probe, [i]))[0] for i in range(len(probe))])
         self.layout = "packed"
+        self.model.set_attn_implementation(PACKED_ATTENTION)
         try:
             packed, _ = self.token_stats(pack(probe, range(len(probe))))
         except (TypeError, RuntimeError, AssertionError) as error:  # a model that does not pass the plan to its attention
             log.warning("packed forward pass failed: %s", error)
             return float("inf")
-        self.layout = "padded"
-        plain = torch.cat([self.token_stats(pack(probe, [i]))[0] for i in range(len(probe))])
         return float((packed - plain).abs().max())
 
 

@@ -64,7 +64,6 @@ def write_results(run: Run) -> dict[str, Any]:
 def export_model(run: Run) -> None:
     """A plain Hugging Face folder: weights in fp32, tokenizer with its chat template, nothing of this project in it."""
     model = run.learner.policy.model
-    model.set_attn_implementation(run.learner.policy.plain_attention)
     folder = run.parts.folder / "export"
     model.save_pretrained(folder)
     run.parts.chat.tokenizer.save_pretrained(folder)

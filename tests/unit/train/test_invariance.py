@@ -57,14 +57,12 @@ def gradient(policy, update, *, budget=10**6, reference=None):
 def slow_gradient(policy, update, reference):
     """The obvious version: one sequence at a time, plain forward passes, log_softmax of everything, formulas as printed."""
     model = policy.model
-    model.set_attn_implementation("sdpa")
     total = torch.zeros((), dtype=torch.float64)
     for term in update.terms:
         mine = [s for s in update.sequences if term.name in s.weights]
         tokens, count = sum(len(s.response_ids) for s in mine), len(mine)
         for s in mine:
             logp, entropy = plain_forward(model, s)
-            reference.model.set_attn_implementation("sdpa")
             with torch.no_grad():
                 ref, _ = plain_forward(reference.model, s) if term.name == "kl" else (None, None)
             weight = s.weights[term.name]
@@ -84,6 +82,7 @@ def slow_gradient(policy, update, reference):
 
 
 def plain_forward(model, sequence):
+    """An ordinary call of the model, which goes through transformers' own attention."""
     ids = torch.tensor([sequence.prompt_ids + sequence.response_ids])
     log_probs = torch.log_softmax(model(input_ids=ids).logits[0], -1)[len(sequence.prompt_ids) - 1 : -1]
     target = torch.tensor(sequence.response_ids)
