@@ -1,0 +1,9 @@
+"""Graders: a verdict on a response, decided or reported as undecided, never guessed (DESIGN 2).
+
+Importing this package, and grading with it, loads neither torch nor sympy nor math-verify into the process: what needs
+a mathematics library runs in worker processes (`pool`).
+"""
+
+from mifo.rewards.grade import Answer, Grader, verify_demonstration
+
+__all__ = ["Answer", "Grader", "verify_demonstration"]

@@ -1,0 +1,125 @@
+r"""Whether two mathematical expressions are equal, by math-verify. Imported by worker processes alone.
+
+It may take forever, exhaust memory or crash on hostile input; the worker's parent bounds all of that. Compared with
+calling math-verify on the text:
+
+- The whole answer must parse (math-verify falls back to a part of it, so that 1-1/e equals 1+1/e by their "1").
+- What it calls equal is checked once more: it rounds to 6 decimals and drops differences below 1e-15, by which
+  1/2^98 equals 1/2^99 and 3.1415927 equals pi. Decimals must agree to 1e-12 of
+  their size and exact numbers to 1e-35; expressions are checked at one point, each variable at its own prime.
+- Units are not stripped by its word list, which takes the "t" of 2t for one.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import cycle
+from typing import TypeAlias
+
+from latex2sympy2_extended.latex2sympy2 import latex2sympy
+from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
+from math_verify import verify
+from math_verify.grader import should_treat_as_complex
+from sympy import Basic, Expr, Float, Integer, MatrixBase, Number, Rational, Tuple
+from sympy import FiniteSet as SympyFiniteSet
+
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+
+_NORMALIZATION = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
+)
+_DIGITS = 40
+_TOLERANCE = Rational(1, 10**35)
+_DECIMAL_TOLERANCE = Rational(1, 10**12)  # decimals arrive as floats
+_POINT = (3, 2, 5, 7, 11, 13)
+ComplexPair: TypeAlias = tuple[Number, Number]
+_DOTS = ("\\ldots", "\\dots", "\\cdots", "...", "…")
+
+
+class UnreadableGoldError(Exception):
+    """The reference is no expression that the parser knows; no verdict can be given."""
+
+
+class _UnreadableError(Exception):
+    pass
+
+
+def equal(gold: str, parts: list[str]) -> bool:
+    """Whether every part equals the gold. Raises UnreadableGoldError, and whatever the libraries raise."""
+    try:
+        reference = _parse(gold)
+    except _UnreadableError as error:
+        raise UnreadableGoldError(gold) from error
+    return all(_equals(reference, part) for part in parts)
+
+
+def _equals(reference: Basic | MatrixBase, part: str) -> bool:
+    try:
+        answer = _parse(part)
+    except _UnreadableError:
+        return False
+    agreed = verify(reference, answer, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True)
+    return agreed and not _differ(reference, answer)
+
+
+def _parse(text: str) -> Basic | MatrixBase:
+    if any(dots in text for dots in _DOTS):  # the parser drops them: 1,2,...,n would be the list 1, 2, n
+        raise _UnreadableError(text)
+    latex = normalize_latex(text, _NORMALIZATION)
+    try:
+        return latex2sympy(
+            latex, is_real=not should_treat_as_complex(latex), convert_degrees=False, normalization_config=None
+        )
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:  # the parser raises bare Exception for what it cannot read
+        raise _UnreadableError(text) from error
+
+
+def _differ(gold: Basic | MatrixBase, answer: Basic | MatrixBase) -> bool:
+    """Whether two expressions that were called equal are numerically apart."""
+    left, right = _values(gold), _values(answer)
+    if left is None or right is None or len(left) != len(right):
+        return False  # relations, intervals and mixed things: nothing to measure
+    tolerance = _DECIMAL_TOLERANCE if gold.has(Float) or answer.has(Float) else _TOLERANCE
+    return any(not _near(*pair, tolerance) for pair in zip(left, right, strict=True))
+
+
+def _values(expression: Basic | MatrixBase) -> list[ComplexPair] | None:
+    """The values of an expression, or of every element of a matrix, tuple or set; None where one has no value."""
+    if isinstance(expression, MatrixBase):
+        elements = list(expression.flat())
+    elif isinstance(expression, (Tuple, SympyFiniteSet)):
+        elements = list(expression.args)
+    else:
+        elements = [expression]
+    if not all(isinstance(element, Expr) for element in elements):
+        return None
+    found = [_value(element) for element in elements]
+    values = [value for value in found if value is not None]
+    if len(values) < len(found):
+        return None
+    return sorted(values) if isinstance(expression, SympyFiniteSet) else values
+
+
+def _value(expression: Expr) -> ComplexPair | None:
+    """Real and imaginary part to 40 digits, with each variable at a small integer; None if not finite."""
+    symbols = sorted(expression.free_symbols, key=str)
+    point = dict(zip(symbols, cycle(_POINT), strict=False))
+    value = expression.subs(point).evalf(_DIGITS)
+    if not value.is_number:
+        return None
+    real, imaginary = value.as_real_imag()
+    if not (real.is_finite and imaginary.is_finite and real.is_Number and imaginary.is_Number):
+        return None
+    return _clean(real), _clean(imaginary)
+
+
+def _clean(number: Number) -> Number:
+    """Zero in place of what cancelled: evalf marks it by a precision of a few bits."""
+    return Integer(0) if isinstance(number, Float) and number._prec < 16 else number
+
+
+def _near(left: ComplexPair, right: ComplexPair, tolerance: Rational) -> bool:
+    size = max(abs(part) for part in (*left, *right))
+    return all(abs(a - b) <= tolerance * size for a, b in zip(left, right, strict=True))

@@ -1,0 +1,99 @@
+r"""Mathematical answers: what can be decided exactly and at once, and what must be asked of math-verify.
+
+`decide` is certain or silent. It says CORRECT where both sides are the same text in one spelling or the same plain
+number, WRONG where both are plain numbers that differ (or the answer cannot be an answer at all), and otherwise returns
+the comparison for a worker process (`pool`), which alone parses with a library. Numbers are compared exactly: 0.333
+and 0.33333333 are not 1/3, and 3.1415927 is not pi.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from mifo.rewards.choice import letter_of
+from mifo.rewards.numbers import Plain, parse_based, parse_number
+from mifo.rewards.relations import members
+from mifo.rewards.spelling import is_text, normalise
+from mifo.rewards.units import ratio, split_unit
+from mifo.types import Verdict
+
+MAX_CHARS = 2000
+"""Longest gold or answer that is compared; beyond it the verdict is ERROR unless both are the same text."""
+
+_CHOICES = frozenset("ABCDEFGHIJ")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A question for a worker: does every one of `parts` equal `gold`?"""
+
+    gold: str
+    parts: tuple[str, ...]
+
+
+def decide(gold: str, answer: str) -> Verdict | Comparison:
+    """The verdict on a bare answer against a bare gold (both without box), or what a worker must compare."""
+    if gold == answer:
+        return Verdict.CORRECT
+    if not answer:
+        return Verdict.WRONG
+    if len(gold) > MAX_CHARS or len(answer) > MAX_CHARS:
+        return Verdict.ERROR
+    left, right = normalise(gold), normalise(answer)
+    if left == right:
+        return Verdict.CORRECT
+    if left in _CHOICES and letter_of(right) == left:  # (C) or C) 5 for C: data sets mix in multiple choice
+        return Verdict.CORRECT
+    if is_text(gold) and parse_number(left) is None and len(left) > 1:
+        return _compare_words(left, right)
+    both = members(left, right)
+    if both is None:
+        return Verdict.WRONG
+    return _decide_parts(*both)
+
+
+def _decide_parts(gold: str, parts: tuple[str, ...]) -> Verdict | Comparison:
+    gold_body, gold_unit = split_unit(gold)
+    open_parts = []
+    for part in parts:
+        if part == gold:
+            continue
+        body, unit = split_unit(part)
+        scale = ratio(gold_unit, unit)
+        if scale is None:
+            return Verdict.WRONG
+        equal = _same_number(gold_body, body, scale)
+        if equal is False:
+            return Verdict.WRONG
+        if equal is None:  # a conversion that is not between plain numbers is left to the verifier with its unit on
+            open_parts.append(body if scale == 1 else part)
+    return Comparison(gold_body, tuple(open_parts)) if open_parts else Verdict.CORRECT
+
+
+def _same_number(gold: str, answer: str, scale: Fraction) -> bool | None:
+    """Whether two plain numbers are equal; None unless both are plain."""
+    left, right = parse_number(gold), parse_number(answer)
+    if left is not None and right is not None:
+        return left.equals(Plain(right.value * scale, right.percent))
+    return _same_digits(gold, answer)
+
+
+def _same_digits(gold: str, answer: str) -> bool | None:
+    """Numbers with a base: equal values, or equal digits where only one side names its base."""
+    left, right = parse_based(gold), parse_based(answer)
+    if left and right:
+        return None if left.value is None or right.value is None else left.value == right.value
+    based, other = (left, answer) if left else (right, gold)
+    if based is None:
+        return None
+    return True if other.lstrip("0").upper() == based.digits else None
+
+
+def _compare_words(gold: str, answer: str) -> Verdict:
+    return Verdict.CORRECT if _words(gold) == _words(answer) else Verdict.WRONG
+
+
+def _words(text: str) -> str:
+    r"""Lower case, without wrappers and brackets around it: `(C)`, `\text{C}` and `C` are one."""
+    return " ".join(text.strip("()[]{} .").lower().split())
