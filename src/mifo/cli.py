@@ -1,8 +1,8 @@
 """The command line: verbs, with heavy imports only where a verb needs them.
 
-    mifo train RECIPE_OR_TOML [--method.freeze-top 0.3 ...] [--resume] [--dry-run]
-    mifo eval MODEL_OR_RUN --data FILE
-    mifo recipes | mifo methods
+mifo train RECIPE_OR_TOML [--method.freeze-top 0.3 ...] [--resume] [--dry-run]
+mifo eval MODEL_OR_RUN --data FILE
+mifo recipes | mifo methods
 """
 
 from __future__ import annotations
@@ -56,14 +56,18 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verbs.add_parser("eval", help="measure a model or a finished run on a file of problems")
     evaluate.add_argument("model", help="a run folder, a Hugging Face folder, a hub id, or the embedded model")
     evaluate.add_argument(
-        "--data", default="embedded", help="a data file, or embedded, embedded:validation, embedded:ood (default: embedded)"
+        "--data",
+        default="embedded",
+        help="a data file, or embedded, embedded:validation, embedded:ood (default: embedded)",
     )
     evaluate.add_argument("--split", default="test", help="split of a datasets folder or hub data set (default: test)")
     evaluate.add_argument("--limit", type=int, default=None, help="measure on the first so many problems")
     evaluate.add_argument("--samples", type=int, default=1, help="responses a problem, averaged (default: 1)")
     evaluate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     evaluate.add_argument("--max-tokens", type=int, default=None, help="longest response (default: of the run, or 512)")
-    evaluate.add_argument("--template", default=None, help="tokenizer, luffy, qwen, prime or none (default: of the run)")
+    evaluate.add_argument(
+        "--template", default=None, help="tokenizer, luffy, qwen, prime or none (default: of the run)"
+    )
     evaluate.add_argument("--system-prompt", default=None, help="system turn for the template tokenizer")
     evaluate.add_argument("--json", default=None, metavar="FILE", help="also write the figures to a file")
     evaluate.set_defaults(run=_eval)

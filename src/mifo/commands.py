@@ -93,13 +93,19 @@ def dry_run(recipe: Recipe, config: Config) -> int:
     _show_problem(console, prepared)
     expected = estimate(config, prepared.method, corpus)
     _check_fits(config, prepared, expected.context)
-    table = Table(title=f"Expected for {config.model.path} ({expected.parameters / 1e6:,.0f} M parameters)", show_header=False)
+    table = Table(
+        title=f"Expected for {config.model.path} ({expected.parameters / 1e6:,.0f} M parameters)", show_header=False
+    )
     for name, size in expected.memory.items():
         table.add_row(name, f"{size / GIB:.2f} GiB")
     table.add_row("memory in all", f"{expected.total_bytes / GIB:.2f} GiB", style="bold")
-    table.add_row("time", f"{clock(expected.seconds_per_step)} a step, {clock(expected.seconds)} for {config.train.steps} steps")
+    table.add_row(
+        "time", f"{clock(expected.seconds_per_step)} a step, {clock(expected.seconds)} for {config.train.steps} steps"
+    )
     console.print(table)
-    console.print(f"dry run: nothing was trained; without --dry-run the run goes to {run_folder(recipe, config)}", highlight=False)
+    console.print(
+        f"dry run: nothing was trained; without --dry-run the run goes to {run_folder(recipe, config)}", highlight=False
+    )
     return 0
 
 
@@ -162,11 +168,19 @@ def _eval_config(known: argparse.Namespace) -> Config:
     folder = Path(known.model)
     if (folder / "config.json").is_file() and (folder / "export").is_dir():
         config = decode(Config, json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        config = replace(config, model=replace(config.model, path=str(folder / "export"), rope_theta=None, context=None))
+        config = replace(
+            config, model=replace(config.model, path=str(folder / "export"), rope_theta=None, context=None)
+        )
     elif (folder / "metrics.jsonl").is_file():
-        raise ModelError(f"{folder} is a run without an exported model. Finish it with --resume, or train with --run.export.")
+        raise ModelError(
+            f"{folder} is a run without an exported model. Finish it with --resume, or train with --run.export."
+        )
     else:
-        config = Config(model=ModelConfig(path=known.model), data=DataConfig(), rollout=RolloutConfig(max_response_tokens=EVAL_TOKENS))
+        config = Config(
+            model=ModelConfig(path=known.model),
+            data=DataConfig(),
+            rollout=RolloutConfig(max_response_tokens=EVAL_TOKENS),
+        )
     choices: Mapping[str, Any] = {"template": known.template, "system_prompt": known.system_prompt}
     data = replace(
         config.data,
@@ -176,7 +190,9 @@ def _eval_config(known: argparse.Namespace) -> Config:
         **{name: value for name, value in choices.items() if value is not None},
     )
     evaluation = EvaluationConfig(
-        samples=known.samples, temperature=known.temperature, max_response_tokens=known.max_tokens or config.evaluation_tokens
+        samples=known.samples,
+        temperature=known.temperature,
+        max_response_tokens=known.max_tokens or config.evaluation_tokens,
     )
     config = replace(config, data=data, evaluation=evaluation)
     if known.template not in (None, "tokenizer", "luffy", "qwen", "prime", "none"):

@@ -15,7 +15,9 @@ class Bounds:
     open_high: bool = False
 
     def contains(self, value: float) -> bool:
-        """Whether `value` is inside; NaN never is."""
+        """Whether `value` is finite and inside."""
+        if value != value or abs(value) == float("inf"):
+            return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         return above and below

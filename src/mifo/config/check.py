@@ -31,8 +31,14 @@ def check_config(config: Config) -> None:
     method = config.method
     if isinstance(method, MifoMethod | GrpoMethod):
         _check_policy_gradient(method.rl, config)
-    if isinstance(method, MifoMethod | SftMethod) and not config.data.verify_demonstrations and config.data.train == "embedded":
-        raise ConfigError("data.verify_demonstrations = false with embedded data: they are always verified. Leave it true.")
+    if (
+        isinstance(method, MifoMethod | SftMethod)
+        and not config.data.verify_demonstrations
+        and config.data.train == "embedded"
+    ):
+        raise ConfigError(
+            "data.verify_demonstrations = false with embedded data: they are always verified. Leave it true."
+        )
     if isinstance(method, MifoMethod):
         _check_mifo(method, config)
 
@@ -69,7 +75,9 @@ def _check_policy_gradient(rl: PolicyGradientConfig, config: Config) -> None:
     if rl.dual_clip is not None and rl.dual_clip <= 1.0:
         raise ConfigError(f"method.rl.dual_clip = {rl.dual_clip:g} must exceed 1, or it clips unmoved policies.")
     if config.train.micro_batch_tokens < 2:
-        raise ConfigError("train.micro_batch_tokens = 1 cannot hold a prompt and a response. Use at least a few hundred.")
+        raise ConfigError(
+            "train.micro_batch_tokens = 1 cannot hold a prompt and a response. Use at least a few hundred."
+        )
 
 
 def _check_mifo(method: MifoMethod, config: Config) -> None:

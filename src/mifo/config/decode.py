@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -71,7 +72,9 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{where} = {value!r} must be {_NAMES[hint]}, not {_NAMES.get(type(value), type(value).__name__)}.")
+        raise ConfigError(
+            f"{where} = {value!r} must be {_NAMES[hint]}, not {_NAMES.get(type(value), type(value).__name__)}."
+        )
     return value
 
 
@@ -111,6 +114,8 @@ def check_bounds(config: Any, where: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check_bounds(value, path)
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path} = {value!r} must be a finite number.")
         for bounds in _bounds(hint):
             if value is not None and not bounds.contains(value):
                 raise ConfigError(f"{path} = {value!r} must be {bounds}.")

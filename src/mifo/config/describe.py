@@ -29,7 +29,11 @@ def field_comments(cls: type) -> dict[str, str]:
     assert isinstance(body, ast.ClassDef)
     comments: dict[str, str] = {}
     for statement, after in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
             assert isinstance(statement.target, ast.Name)
             comments[statement.target.id] = inspect.cleandoc(str(after.value.value))
     return comments
@@ -53,13 +57,19 @@ def _range(hint: Any) -> str:
     return str(next(extra for extra in typing.get_args(hint)[1:] if isinstance(extra, Bounds)))
 
 
-def _default(f: dataclasses.Field[Any]) -> str:
-    value = f.default
+def value_text(value: Any) -> str:
+    """A value as TOML writes it, texts without their quotes."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    return "[]" if value == () else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
+
+
+def _default(f: dataclasses.Field[Any]) -> str:
+    return value_text(f.default)
 
 
 def reference_rows(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
@@ -85,10 +95,16 @@ def reference_page() -> str:
             lines += [f"## [{f.name}]{tag}", "", inspect.cleandoc(member.__doc__ or ""), ""]
             lines += ["| setting | values | default | meaning |", "| --- | --- | --- | --- |"]
             lines += [
-                f"| `{path}` | {kind} | `{default}` | {text} |" for path, kind, default, text in reference_rows(member, f.name)
+                f"| `{path}` | {kind} | `{default}` | {_cell(text)} |"
+                for path, kind, default, text in reference_rows(member, f.name)
             ]
             lines.append("")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text of a Markdown table's cell: a bar would end it."""
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,11 @@ shipped recipe or a file in the same folder as, or below, the one that names it;
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -53,16 +56,19 @@ def read_recipe(name_or_path: str) -> Recipe:
 
 def _read(reference: str, parent: Path | None, seen: tuple[str, ...]) -> Recipe:
     path = _locate(reference, parent)
-    if str(path) in seen:
-        raise ConfigError(f"extends runs in a circle: {' -> '.join((*seen, str(path)))}.")
+    place = str(path.resolve())
+    if place in seen:
+        raise ConfigError(f"extends runs in a circle: {' -> '.join((*seen, place))}. Remove one of them.")
     data = _parse(path)
     description = data.pop("description", "")
+    if not isinstance(description, str):
+        raise ConfigError(f"{path}: description = {description!r} must be a text in quotes.")
     base = data.pop("extends", None)
     if base is None:
         return Recipe(path.stem, description, data)
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends = {base!r} must be one name or path in quotes.")
-    inherited = _read(base, path, (*seen, str(path)))
+    inherited = _read(base, path, (*seen, place))
     return Recipe(path.stem, description or inherited.description, merge(inherited.tables, data))
 
 
@@ -72,24 +78,34 @@ def _locate(reference: str, parent: Path | None) -> Path:
         return shipped
     path = Path(reference).expanduser() if parent is None else parent.parent / reference
     if parent is not None and not path.resolve().is_relative_to(parent.parent.resolve()):
-        raise ConfigError(f"{parent}: extends = {reference!r} leaves the folder of the file. Put the base file beside it.")
+        raise ConfigError(
+            f"{parent}: extends = {reference!r} leaves the folder of the file. Put the base file beside it."
+        )
     if path.suffix == ".toml" and path.is_file():
         return path
     if path.suffix == ".toml":
-        raise ConfigError(f"{path} does not exist. Give an existing TOML file or a recipe ({', '.join(recipe_names())}).")
+        raise ConfigError(
+            f"{path} does not exist. Give an existing TOML file or a recipe ({', '.join(recipe_names())})."
+        )
     raise ConfigError(f"'{reference}' is neither a recipe nor a .toml file. {closest(reference, recipe_names())}")
 
 
 def _parse(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     if size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} has {size:,} bytes; a configuration has at most {MAX_CONFIG_BYTES:,}.")
+        raise ConfigError(
+            f"{path} has {size:,} bytes; a configuration has at most {MAX_CONFIG_BYTES:,}. Name the TOML file of a run."
+        )
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+        raise ConfigError(f"{path} is not valid TOML: {error}. Mend that line.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} nests its tables too deeply. Write one table per section.") from error
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,12 +138,42 @@ def load_config(name_or_path: str, flags: Sequence[str] = ()) -> tuple[Recipe, C
 
 
 def _override(config: Config, flags: Sequence[str], name: str) -> Config:
-    import tyro  # 60 ms that `mifo --help` does not spend
+    if any(flag.split("=")[0] == "--method.name" for flag in flags):
+        raise ConfigError(
+            "--method.name is not a flag: another method has other settings. Choose a recipe of that method (mifo recipes), "
+            "or write its [method] table into a TOML file that extends this one."
+        )
+    import tyro  # a quarter of a second that `mifo --help` does not spend
 
     return tyro.cli(
         Config,
-        args=list(flags),
+        args=_with_none(config, flags),
         default=config,
         prog=f"mifo train {name}",
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _with_none(config: Config, flags: Sequence[str]) -> list[str]:
+    """`none`, as TOML writes it, in tyro's spelling, where a setting may be none."""
+    optional = set(_optional_flags(config, "--"))
+    written: list[str] = []
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        if equals and value == "none" and name.replace("_", "-") in optional:
+            written.append(f"{name}=None")
+        elif flag == "none" and written and written[-1].replace("_", "-") in optional:
+            written.append("None")
+        else:
+            written.append(flag)
+    return written
+
+
+def _optional_flags(config: Any, prefix: str) -> Iterator[str]:
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for f in dataclasses.fields(config):
+        value, path = getattr(config, f.name), prefix + f.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            yield from _optional_flags(value, path + ".")
+        elif typing.get_origin(hints[f.name]) in (typing.Union, types.UnionType):
+            yield path

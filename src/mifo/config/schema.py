@@ -20,6 +20,7 @@ NonNegative = Annotated[float, Bounds(0.0)]
 Positive = Annotated[float, Bounds(0.0, open_low=True)]
 Count = Annotated[int, Bounds(1)]
 CountOrZero = Annotated[int, Bounds(0)]
+Seed = Annotated[int, Bounds(0, 2**32 - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +257,7 @@ class TrainConfig:
     """RL steps (SFT updates for method sft) to take."""
     minutes: Positive | None = None
     """Stop at the first step that ends after this many minutes, or keep to the number of steps (None)."""
-    seed: CountOrZero = 0
+    seed: Seed = 0
     """Seed of data order, sampling and initialisation."""
     micro_batch_tokens: Count = 8192
     """Most tokens in one forward pass; the gradient does not depend on it."""

@@ -105,7 +105,9 @@ class ElementFreeze:
             now = parameter if name == "" else optimizer.state[parameter][name]
             torch.where(mask, before, now, out=now.data)
         for name, value in optimizer.state[parameter].items():
-            if name not in copies and _is_per_element(value, parameter):  # made by this very step: it started from zeros
+            if name not in copies and _is_per_element(
+                value, parameter
+            ):  # made by this very step: it started from zeros
                 value.masked_fill_(mask, 0.0)
 
 

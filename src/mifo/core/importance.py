@@ -192,7 +192,9 @@ class ImportanceMap:
             moved = (parameter.float() - start.float()).abs_()
             importance.mul_(self.history).add_(moved, alpha=1.0 - self.history)
         groups = [[i] for i in range(len(self.importance))] if self.scope == "tensor" else [range(len(self.importance))]
-        self._frozen_zeros = [torch.zeros_like(c, dtype=torch.bool) for c in self.importance] if self.fill_ties else None
+        self._frozen_zeros = (
+            [torch.zeros_like(c, dtype=torch.bool) for c in self.importance] if self.fill_ties else None
+        )
         reports = [self._select(list(group)) for group in groups]
         return FreezeReport(
             elements=sum(r.elements for r in reports),

@@ -49,7 +49,7 @@ def token_logprobs(
     assert hidden_TD.ndim == 2
     assert hidden_TD.shape[0] == target_T.shape[0]
     chunk = chunk_rows or rows_per_chunk(weight_VD.shape[0])
-    logp_T, entropy_T = _Head.apply(hidden_TD, weight_VD, bias_V, target_T, chunk)
+    logp_T, entropy_T = _Head.apply(hidden_TD, weight_VD, bias_V, target_T, chunk)  # type: ignore[no-untyped-call]
     return logp_T, entropy_T
 
 

@@ -48,7 +48,9 @@ class PolicyGradient:
         """Which tokens the clip silences, bool [T]: their value has no gradient."""
         with torch.no_grad():
             ratio_T, advantage_T = importance_ratio(stats), stats.weight_T
-            high = torch.zeros_like(ratio_T, dtype=torch.bool) if self.clip_high is None else ratio_T > 1 + self.clip_high
+            high = (
+                torch.zeros_like(ratio_T, dtype=torch.bool) if self.clip_high is None else ratio_T > 1 + self.clip_high
+            )
             low = torch.zeros_like(ratio_T, dtype=torch.bool) if self.clip_low is None else ratio_T < 1 - self.clip_low
             return (high & (advantage_T > 0)) | (low & (advantage_T < 0))
 

@@ -56,3 +56,33 @@ def top_entropy_tokens(entropy_T: Tensor, sequence_T: Tensor, fraction: float) -
     kept_T = torch.zeros_like(values_T, dtype=torch.bool)
     kept_T[order] = rank_T < torch.repeat_interleave(keep_counts, lengths)
     return kept_T
+
+
+def top_entropy_weights(logits_BTV: Tensor, response_BT: Tensor, fraction: float) -> Tensor:
+    """The selection for a padded batch of somebody else's loop: 1.0 on the tokens to learn, 0.0 elsewhere.
+
+    Args:
+        logits_BTV: logits of the positions that predict, [B, T, V]; used without gradient.
+        response_BT: bool [B, T], True where the position predicts a response token.
+        fraction: ρ in (0, 1].
+
+    Returns:
+        [B, T] in the dtype of the logits. Multiply token losses with it and divide by the number of response tokens of
+        the whole update, not by the number kept (METHODS 7, resolution 13).
+
+    Raises:
+        NumericsError: an entropy of a response position is not finite.
+    """
+    with torch.no_grad():
+        sequence_T, place_T = response_BT.nonzero(as_tuple=True)
+        entropy_T = torch.cat(
+            [_entropy(rows) for rows in logits_BTV[sequence_T, place_T].split(1024)] or [sequence_T.float()]
+        )
+        weights_BT = torch.zeros(response_BT.shape, dtype=logits_BTV.dtype, device=logits_BTV.device)
+        weights_BT[sequence_T, place_T] = top_entropy_tokens(entropy_T, sequence_T, fraction).to(logits_BTV.dtype)
+    return weights_BT
+
+
+def _entropy(logits_TV: Tensor) -> Tensor:
+    logp_TV = torch.log_softmax(logits_TV.float(), -1)
+    return -torch.where(logp_TV > float("-inf"), logp_TV.exp() * logp_TV, 0.0).sum(-1)

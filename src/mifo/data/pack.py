@@ -57,7 +57,9 @@ class MicroBatch:
         return MicroBatch(indices=self.indices, branches=self.branches, **moved)
 
 
-def plan_micro_batches(sequences: SequenceOf[Sequence], budget_tokens: int, *, share_prompts: bool = True) -> list[list[int]]:
+def plan_micro_batches(
+    sequences: SequenceOf[Sequence], budget_tokens: int, *, share_prompts: bool = True
+) -> list[list[int]]:
     """Which sequences go together: groups stay together while they fit, in order of first appearance.
 
     Args:

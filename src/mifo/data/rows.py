@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+from mifo.data.extract import last_boxed
 from mifo.errors import DataError
 from mifo.types import GraderName, Message, Problem
 
@@ -98,18 +99,6 @@ def problem_from_row(row: Row, schema: Schema, options: RowOptions | None = None
         source=_text(row.get("data_source")) or _text(row.get("source")) or options.default_source,
         grader=grader,
     )
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Content of the last complete \boxed{...} (or \fbox{...}) with balanced braces, or None."""
-    for start in sorted((m.end() for m in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)), reverse=True):
-        depth = 1
-        for end in range(start, len(text)):
-            escaped = text[end - 1] == "\\"
-            depth += (text[end] == "{" and not escaped) - (text[end] == "}" and not escaped)
-            if depth == 0:
-                return text[start:end].strip()
-    return None
 
 
 def _mifo(row: Row) -> tuple[tuple[Message, ...], str | None, str | None, GraderName]:

@@ -27,7 +27,9 @@ def wilson(successes: float, trials: int) -> Interval:
     share = successes / trials
     centre = (share + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
     half = Z95 / (1 + Z95**2 / trials) * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
-    return Interval(value=share, low=min(share, max(0.0, centre - half)), high=max(share, min(1.0, centre + half)), count=trials)
+    return Interval(
+        value=share, low=min(share, max(0.0, centre - half)), high=max(share, min(1.0, centre + half)), count=trials
+    )
 
 
 def mean_interval(scores: Sequence[float], *, samples: int) -> Interval:

@@ -57,9 +57,7 @@ def demonstration_of(group: Group) -> Demonstration | None:
     """The group's problem with its verified demonstration, if it has one."""
     if group.demonstration_ids is None:
         return None
-    return Demonstration(
-        problem_id=group.problem.id, prompt_ids=group.prompt_ids, response_ids=group.demonstration_ids
-    )
+    return Demonstration(problem_id=group.problem.id, prompt_ids=group.prompt_ids, response_ids=group.demonstration_ids)
 
 
 class Sft:

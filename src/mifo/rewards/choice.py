@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 
+from mifo.data.extract import after_thought, gold_answer, last_boxed
 from mifo.errors import RewardError
-from mifo.rewards.extract import after_thought, gold_answer, last_boxed
 from mifo.types import Verdict
 
 _COMMANDS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|bf|rm)(?![A-Za-z])|\\[ ,;:!]|[${}*\s]")

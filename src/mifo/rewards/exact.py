@@ -6,7 +6,7 @@ response could be its answer.
 
 from __future__ import annotations
 
-from mifo.rewards.extract import gold_answer, response_answer
+from mifo.data.extract import gold_answer, response_answer
 from mifo.types import Verdict
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 
+from mifo.data.extract import after_thought, gold_answer, gsm8k_answer, last_boxed, response_answer
 from mifo.errors import RewardError
 from mifo.rewards import choice, exact, math
-from mifo.rewards.extract import after_thought, gold_answer, gsm8k_answer, last_boxed, response_answer
 from mifo.rewards.pool import WorkerPool
 from mifo.types import GraderName, Verdict
 

@@ -174,9 +174,7 @@ def open_folder(folder: Path, config: Config, *, resume: bool) -> None:
             raise CheckpointError(f"{folder} holds no checkpoint to resume from. Start it without --resume.")
         _check_same(json.loads(stored.read_text(encoding="utf-8")), plain, folder)
     elif stored.is_file():
-        raise CheckpointError(
-            f"{folder} already holds a run. Continue it with --resume, or choose another --run.name."
-        )
+        raise CheckpointError(f"{folder} already holds a run. Continue it with --resume, or choose another --run.name.")
     folder.mkdir(parents=True, exist_ok=True)
     stored.write_text(json.dumps(plain, indent=2), encoding="utf-8")
 

@@ -78,7 +78,9 @@ def load_checkpoint(path: Path) -> Snapshot:
     for name, size in manifest["bytes"].items():
         file = path / name
         if not file.is_file():
-            raise CheckpointError(f"{path}: {name} is missing. Remove this checkpoint folder to resume from the one before.")
+            raise CheckpointError(
+                f"{path}: {name} is missing. Remove this checkpoint folder to resume from the one before."
+            )
         if file.stat().st_size != size:
             raise CheckpointError(
                 f"{path}: {name} has {file.stat().st_size:,} bytes, not {size:,}. Remove this checkpoint folder to resume "

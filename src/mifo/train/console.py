@@ -127,7 +127,10 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
     row("accuracy before", _accuracy(summary, "before"))
     row("accuracy after", _accuracy(summary, "after"))
     if summary["response_length_before"] is not None:
-        row("response length", f"{summary['response_length_before']:.0f} → {summary['response_length_after']:.0f} tokens")
+        row(
+            "response length",
+            f"{summary['response_length_before']:.0f} → {summary['response_length_after']:.0f} tokens",
+        )
     row("steps, intervals", f"{summary['steps']} RL steps, {summary['intervals']} intervals")
     row("SFT examples used", f"{summary['demonstrations_used']} ({summary['unique_demonstrations']} different)")
     if summary["sft_phases"]:

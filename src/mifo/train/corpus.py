@@ -126,7 +126,9 @@ def _read(data: DataConfig, part: Part, verify: Verify) -> tuple[tuple[Problem, 
 
 
 def _embedded(data: DataConfig, part: Part, count: int | None) -> tuple[tuple[Problem, ...], str, str]:
-    split = EMBEDDED_SPLITS[data.train if part == "train" else data.evaluation] or ("train" if part == "train" else "test")
+    split = EMBEDDED_SPLITS[data.train if part == "train" else data.evaluation] or (
+        "train" if part == "train" else "test"
+    )
     families = None if split == "ood" else data.families or None
     wanted = count or DEFAULT_EMBEDDED
     problems = tuple(tasks.generate(split, wanted, families=families, max_level=data.levels))

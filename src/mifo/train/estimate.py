@@ -52,7 +52,9 @@ def estimate(config: Config, method: Method, corpus: Corpus) -> Estimate:
     sequences = phase.prompts * max(1, phase.rollouts)
     generated = phase.prompts * phase.rollouts * response
     trained = sequences * response + phase.prompts * prompt
-    step = 2 * parameters * generated / (rate * DECODE_UTILISATION) + 6 * parameters * trained / (rate * TRAIN_UTILISATION)
+    step = 2 * parameters * generated / (rate * DECODE_UTILISATION) + 6 * parameters * trained / (
+        rate * TRAIN_UTILISATION
+    )
     return Estimate(
         parameters=parameters,
         context=shape.config.max_position_embeddings,

@@ -82,9 +82,7 @@ class Learner:
         self.reference = reference
         self.parameters = policy.parameters
 
-    def apply(
-        self, update: Update, optimizer: ScheduledAdamW, *, freeze: ElementFreeze | None = None
-    ) -> UpdateReport:
+    def apply(self, update: Update, optimizer: ScheduledAdamW, *, freeze: ElementFreeze | None = None) -> UpdateReport:
         """Take one optimizer step.
 
         Raises:

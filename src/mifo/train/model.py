@@ -58,7 +58,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise ModelError(_load_message("tokenizer", config.path, error)) from error
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"model.path = '{config.path}': its tokenizer has no end-of-sequence token, so no response ends.")
+        raise ModelError(
+            f"model.path = '{config.path}': its tokenizer has no end-of-sequence token, so no response ends."
+        )
     return tokenizer
 
 
@@ -134,12 +136,16 @@ def resolve_model_path(path: str) -> str:
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"model.path = '{path}': the folder has no config.json, so it is not a Hugging Face model.")
+            raise ModelError(
+                f"model.path = '{path}': the folder has no config.json, so it is not a Hugging Face model."
+            )
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ModelError(f"model.path = '{path}' does not exist. Give an existing folder, a hub id or '{EMBEDDED}'.")
     if "/" not in path:
-        raise ModelError(f"model.path = '{path}' is no folder, and no hub id (owner/name). Embedded: '{EMBEDDED}', '{TINY}'.")
+        raise ModelError(
+            f"model.path = '{path}' is no folder, and no hub id (owner/name). Embedded: '{EMBEDDED}', '{TINY}'."
+        )
     return path
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,9 @@ class Policy:
         self.body: nn.Module = model.get_decoder()
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
-            raise ModelError(f"{type(model).__name__} has no linear output layer, so its log-probs cannot be made in chunks.")
+            raise ModelError(
+                f"{type(model).__name__} has no linear output layer, so its log-probs cannot be made in chunks."
+            )
         self.head = head
         fuse_norms(model)
         self._check_head()
@@ -86,7 +88,9 @@ class Policy:
             return token_logprobs(hidden_TD, self.head.weight, batch.target_T, bias_V=self.head.bias)
 
     def _packed(self, batch: MicroBatch) -> Tensor:
-        assert self.model.config._attn_implementation == PACKED_ATTENTION, "somebody changed the attention of this model"
+        assert self.model.config._attn_implementation == PACKED_ATTENTION, (
+            "somebody changed the attention of this model"
+        )
         hidden = self.body(
             input_ids=batch.input_N[None],
             position_ids=batch.position_N[None],
@@ -110,7 +114,9 @@ class Policy:
         ).last_hidden_state
         counts = torch.bincount(batch.sequence_T, minlength=len(rows)).tolist()
         # A row ends with what is fed of its response, so its last |y| positions are those that predict y.
-        return torch.cat([hidden[i, len(row) - n : len(row)] for i, (row, n) in enumerate(zip(rows, counts, strict=True))])
+        return torch.cat(
+            [hidden[i, len(row) - n : len(row)] for i, (row, n) in enumerate(zip(rows, counts, strict=True))]
+        )
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -155,7 +161,11 @@ class Policy:
         self.model.set_attn_implementation(PACKED_ATTENTION)
         try:
             packed, _ = self.token_stats(pack(probe, range(len(probe))))
-        except (TypeError, RuntimeError, AssertionError) as error:  # a model that does not pass the plan to its attention
+        except (
+            TypeError,
+            RuntimeError,
+            AssertionError,
+        ) as error:  # a model that does not pass the plan to its attention
             log.warning("packed forward pass failed: %s", error)
             return float("inf")
         return float((packed - plain).abs().max())

@@ -201,7 +201,9 @@ class Run:
                 report = self.parts.importance.end_interval()
             self.frozen = freeze_record(report)
         entry: dict[str, Any] = {"interval": self.ledger.intervals, "step": self.steps, "before": before}
-        self.meters.append(entry | {"frozen_fraction": (self.frozen or {}).get("frozen_fraction", 0.0), "demonstrations": 0})
+        self.meters.append(
+            entry | {"frozen_fraction": (self.frozen or {}).get("frozen_fraction", 0.0), "demonstrations": 0}
+        )
 
     def _leave_sft(self) -> None:
         self.frozen = None
@@ -332,7 +334,9 @@ class Run:
         """Write a checkpoint of everything."""
         with self.ledger.timed("checkpoint"):
             run = self.config.run
-            save_checkpoint(self.parts.folder / "checkpoints", self.iterations, self.snapshot(), keep=run.keep_checkpoints)
+            save_checkpoint(
+                self.parts.folder / "checkpoints", self.iterations, self.snapshot(), keep=run.keep_checkpoints
+            )
         self.emit("events", {"event": "checkpoint", "step": self.steps, "iteration": self.iterations})
 
     def snapshot(self) -> Snapshot:
@@ -396,7 +400,9 @@ def derive_seed(seed: int, purpose: str, step: int) -> int:
 def raise_if_nan(gap: float) -> None:
     """A sampler gap that is not a number means that one of the two log-probs is not."""
     if gap != gap:
-        raise NumericsError("log-probs of sampler and trainer are not comparable: one of them is NaN. Weights diverged.")
+        raise NumericsError(
+            "log-probs of sampler and trainer are not comparable: one of them is NaN. Weights diverged."
+        )
 
 
 def freeze_record(report: FreezeReport) -> dict[str, Any]:

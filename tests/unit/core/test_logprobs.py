@@ -17,7 +17,8 @@ def oracle(hidden, weight, target, bias=None):
 def test_values_and_gradients_equal_the_full_tensor(chunk_rows, with_bias):
     generator = torch.Generator().manual_seed(0)
     hidden, weight, bias = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in [(50, 16), (97, 16), (97,)]
+        torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in [(50, 16), (97, 16), (97,)]
     )
     target = torch.randint(0, 97, (50,), generator=generator)
     leaves = (hidden, weight, bias) if with_bias else (hidden, weight)

@@ -83,7 +83,9 @@ def test_k3_is_zero_at_the_reference_and_positive_elsewhere():
 
 def test_k3_is_an_unbiased_estimate_of_kl():
     generator = torch.Generator().manual_seed(0)
-    policy, reference = (torch.log_softmax(torch.randn(6, generator=generator, dtype=torch.float64), -1) for _ in range(2))
+    policy, reference = (
+        torch.log_softmax(torch.randn(6, generator=generator, dtype=torch.float64), -1) for _ in range(2)
+    )
     exact = float((policy.exp() * (policy - reference)).sum())
     values = KlToReference()(stats(policy.tolist(), [1.0] * 6, ref=reference.tolist()))
     assert float((policy.exp() * values).sum().detach()) == pytest.approx(exact, rel=1e-12)

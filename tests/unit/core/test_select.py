@@ -28,7 +28,9 @@ def test_by_hand():
     assert top_entropy_tokens(entropy, owner, 0.4).tolist() == [False, True, False, True, False, True]
 
 
-@pytest.mark.parametrize(("length", "fraction", "count"), [(5, 0.2, 1), (6, 0.2, 2), (10, 0.3, 3), (1, 0.2, 1), (7, 1.0, 7), (0, 0.2, 0)])
+@pytest.mark.parametrize(
+    ("length", "fraction", "count"), [(5, 0.2, 1), (6, 0.2, 2), (10, 0.3, 3), (1, 0.2, 1), (7, 1.0, 7), (0, 0.2, 0)]
+)
 def test_count_is_the_ceiling_of_the_real_number(length, fraction, count):
     assert kept_count(length, fraction) == count
 

@@ -142,7 +142,8 @@ def one_hot_micro_batches(count):
     [totals] = update_totals([[5] * count])
     scale = sequence_scale(5, totals, "token")
     return parameter, [
-        lambda j=j: weighted_sum(parameter[j].expand(5), torch.full((5,), scale, dtype=torch.float64)) for j in range(count)
+        lambda j=j: weighted_sum(parameter[j].expand(5), torch.full((5,), scale, dtype=torch.float64))
+        for j in range(count)
     ]
 
 
@@ -244,7 +245,9 @@ def test_all_equal_groups_are_skipped_exactly(policy):
     fed, _ = gradient(policy, Update(sequences=tuple(tiny_weight), terms=terms))
     torch.testing.assert_close(skipped, fed, rtol=1e-9, atol=1e-13)
     dropped, _ = gradient(policy, Update(sequences=tuple(sequences[:2]), terms=terms))
-    assert float((dropped - skipped).norm()) > 0.1 * float(skipped.norm())  # leaving them out of the count is another method
+    assert float((dropped - skipped).norm()) > 0.1 * float(
+        skipped.norm()
+    )  # leaving them out of the count is another method
 
 
 def test_streams_have_their_own_denominators(policy):

@@ -34,7 +34,11 @@ def main():
     world = current_world()
     policy = Policy(tiny_model(seed=1, hidden=32).double())
     everything = make_sequences([3, 17, 5, 8], vocabulary=policy.model.config.vocab_size, terms=["pg", "ce"])
-    splits = {"3 against 17 tokens": ([0], [1]), "uneven": ([0, 1, 2], [3]), "a rank without sequences": ([0, 1, 2, 3], [])}
+    splits = {
+        "3 against 17 tokens": ([0], [1]),
+        "uneven": ([0, 1, 2], [3]),
+        "a rank without sequences": ([0, 1, 2, 3], []),
+    }
     for name, parts in splits.items():
         mine = gradient(policy, [everything[i] for i in parts[world.rank]], world)
         whole = gradient(policy, [everything[i] for part in parts for i in part], World())

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from mifo.rewards.extract import gold_answer, gsm8k_answer, last_boxed, response_answer, solution_answer
+from mifo.data.extract import gold_answer, gsm8k_answer, last_boxed, response_answer, solution_answer
 
 
 @pytest.mark.parametrize(
