@@ -15,8 +15,9 @@ from rich.table import Table
 
 from mifo.config.decode import decode
 from mifo.config.load import Recipe
-from mifo.config.schema import Config, DataConfig, EvaluationConfig, ModelConfig, RolloutConfig
+from mifo.config.schema import Config, DataConfig, EvaluationConfig, MifoMethod, ModelConfig, RolloutConfig
 from mifo.data.chat import Chat
+from mifo.data.tasks import INSTRUCTION
 from mifo.errors import ConfigError, ModelError
 from mifo.eval.score import evaluate, evaluation_sampling, make_evaluate
 from mifo.rewards import Answer
@@ -26,12 +27,13 @@ from mifo.train.corpus import read_evaluation
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
 from mifo.train.estimate import GIB, estimate
 from mifo.train.loop import train
-from mifo.train.model import load_model, load_tokenizer
+from mifo.train.model import TINY, load_model, load_tokenizer
 from mifo.train.run import score_record
 from mifo.train.summary import write_results
-from mifo.types import GraderName, Score, Verdict
+from mifo.types import GraderName, Problem, Score, Verdict
 
 EVAL_TOKENS = 512
+SHOWN_CHARACTERS = 1500
 
 
 def run_folder(recipe: Recipe, config: Config) -> Path:
@@ -41,7 +43,7 @@ def run_folder(recipe: Recipe, config: Config) -> Path:
 
 def train_command(recipe: Recipe, config: Config, *, resume: bool) -> int:
     """`mifo train`: prepare, train, export, and say how it went."""
-    console = Console()
+    console = Console(soft_wrap=True)
     folder = run_folder(recipe, config)
     with make_grader(config) as grader:
         prepared = prepare(config, grader)
@@ -58,28 +60,29 @@ def train_command(recipe: Recipe, config: Config, *, resume: bool) -> int:
             train(run)
         summary = write_results(run)
     console.print(closing_table(summary))
-    _next_steps(console, folder, config)
+    _next_steps(console, folder, recipe, config)
     return 0
 
 
-def _next_steps(console: Console, folder: Path, config: Config) -> None:
+def _next_steps(console: Console, folder: Path, recipe: Recipe, config: Config) -> None:
     lines = [f"run folder: {folder} (summary.json, metrics.jsonl, samples.jsonl, events.jsonl, ledger.json)"]
     if config.run.export:
         lines.append(f"model:      {folder / 'export'} (a plain Hugging Face folder)")
-    lines.append("next:")
-    if config.data.evaluation == "embedded":
-        lines.append(f"  mifo eval {folder} --data embedded:ood          families that were not trained on")
-    lines += [
-        f"  mifo eval {folder} --data FILE.jsonl           your own problems",
-        "  mifo train RECIPE --method.freeze-top 0 --run.name no-freezing   what freezing is worth",
-        "  mifo recipes                                   the other recipes",
-    ]
+    steps = [(f"mifo eval {folder} --data FILE.jsonl", "your own problems")]
+    if config.data.train.startswith("embedded") and config.model.path != TINY:
+        steps.insert(0, (f"mifo eval {folder} --data embedded:ood", "families that were not trained on"))
+    if isinstance(config.method, MifoMethod) and config.method.freeze_top > 0:
+        name = f"{folder.name}-no-freezing"
+        steps.append((f"mifo train {recipe.source} --method.freeze-top 0 --run.name {name}", "what freezing is worth"))
+    steps.append(("mifo recipes", "the other recipes"))
+    width = max(len(command) for command, _ in steps)
+    lines += ["next:", *(f"  {command:<{width}}  {purpose}" for command, purpose in steps)]
     console.print("\n".join(lines), highlight=False, markup=False)
 
 
 def dry_run(recipe: Recipe, config: Config) -> int:
     """`mifo train --dry-run`: everything short of loading weights and training."""
-    console = Console()
+    console = Console(soft_wrap=True)
     with make_grader(config) as grader:
         prepared = prepare(config, grader)
     corpus = prepared.corpus
@@ -114,8 +117,14 @@ def _show_problem(console: Console, prepared: Prepared) -> None:
     console.rule("a prompt as the model sees it")
     console.print(prepared.chat.render(problem), markup=False, highlight=False)
     console.rule("its demonstration")
-    console.print(problem.demonstration or "(none)", markup=False, highlight=False)
+    console.print(_shortened(problem.demonstration or "(none)"), markup=False, highlight=False)
     console.rule()
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    return f"{text[:SHOWN_CHARACTERS]} ... ({len(text) - SHOWN_CHARACTERS:,} more characters)"
 
 
 def _check_fits(config: Config, prepared: Prepared, context: int) -> None:
@@ -129,8 +138,13 @@ def _check_fits(config: Config, prepared: Prepared, context: int) -> None:
 
 def eval_command(known: argparse.Namespace) -> int:
     """`mifo eval`: accuracy of a model or run on held-out problems."""
-    console = Console()
+    console = Console(soft_wrap=True)
     config = _eval_config(known)
+    if known.json is not None and not Path(known.json).expanduser().resolve().parent.is_dir():
+        raise ConfigError(
+            f"--json {known.json}: there is no folder {Path(known.json).parent}. Make it, or write elsewhere."
+        )
+    device = pick_device(config.model.device)
     with make_grader(config) as grader:
         tokenizer = load_tokenizer(config.model)
         chat = Chat(tokenizer, config.data.template, config.data.system_prompt)
@@ -141,8 +155,8 @@ def eval_command(known: argparse.Namespace) -> int:
         problems, note = read_evaluation(config.data, verify)
         console.print(note, highlight=False, markup=False)
         set_up_cpu(config.train.threads)
-        device = pick_device(config.model.device)
         model = load_model(config.model).to(device)
+        _check_eval_fits(model.config.max_position_embeddings, chat, problems, config)
         engine = build_engine(model, config, device, pick_dtype(config.model.compute, device))
         start = time.perf_counter()
         score = evaluate(
@@ -157,8 +171,17 @@ def eval_command(known: argparse.Namespace) -> int:
     console.print(f"{clock(time.perf_counter() - start)} for {len(problems)} problems", highlight=False)
     if known.json is not None:
         record = {"model": known.model, "data": known.data, **score_record(score)}
-        Path(known.json).write_text(json.dumps(record, indent=2), encoding="utf-8")
+        Path(known.json).expanduser().write_text(json.dumps(record, indent=2), encoding="utf-8")
     return 0
+
+
+def _check_eval_fits(context: int, chat: Chat, problems: Sequence[Problem], config: Config) -> None:
+    longest = max(len(chat.prompt_ids(problem)) for problem in problems)
+    if longest + config.evaluation_tokens > context:
+        raise ModelError(
+            f"the longest prompt ({longest} tokens) and --max-tokens = {config.evaluation_tokens} do not fit the {context} "
+            f"positions of '{config.model.path}'. Lower --max-tokens to {max(1, context - longest)} or less."
+        )
 
 
 def _eval_config(known: argparse.Namespace) -> Config:
@@ -167,10 +190,7 @@ def _eval_config(known: argparse.Namespace) -> Config:
 
     folder = Path(known.model)
     if (folder / "config.json").is_file() and (folder / "export").is_dir():
-        config = decode(Config, json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        config = replace(
-            config, model=replace(config.model, path=str(folder / "export"), rope_theta=None, context=None)
-        )
+        config = _run_config(folder)
     elif (folder / "metrics.jsonl").is_file():
         raise ModelError(
             f"{folder} is a run without an exported model. Finish it with --resume, or train with --run.export."
@@ -178,7 +198,7 @@ def _eval_config(known: argparse.Namespace) -> Config:
     else:
         config = Config(
             model=ModelConfig(path=known.model),
-            data=DataConfig(),
+            data=DataConfig(system_prompt=INSTRUCTION if _needs_instruction(known) else None),
             rollout=RolloutConfig(max_response_tokens=EVAL_TOKENS),
         )
     choices: Mapping[str, Any] = {"template": known.template, "system_prompt": known.system_prompt}
@@ -192,13 +212,31 @@ def _eval_config(known: argparse.Namespace) -> Config:
     evaluation = EvaluationConfig(
         samples=known.samples,
         temperature=known.temperature,
-        max_response_tokens=known.max_tokens or config.evaluation_tokens,
+        max_response_tokens=config.evaluation_tokens if known.max_tokens is None else known.max_tokens,
     )
-    config = replace(config, data=data, evaluation=evaluation)
-    if known.template not in (None, "tokenizer", "luffy", "qwen", "prime", "none"):
-        raise ConfigError(f"--template {known.template} is not one of tokenizer, luffy, qwen, prime, none.")
+    model = config.model if known.device is None else replace(config.model, device=known.device)
+    config = replace(config, model=model, data=data, evaluation=evaluation)
     check_config(config)
     return config
+
+
+def _run_config(folder: Path) -> Config:
+    """The configuration of a finished run, with its exported model in place of the one it started from."""
+    try:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder / 'config.json'} cannot be read ({error}). Name {folder / 'export'} instead."
+        ) from error
+    config = decode(Config, stored)
+    return replace(
+        config, model=replace(config.model, path=str(folder / "export"), revision=None, rope_theta=None, context=None)
+    )
+
+
+def _needs_instruction(known: argparse.Namespace) -> bool:
+    """Embedded problems do not say that the answer belongs in a box; a model that was not trained on them must be told."""
+    return bool(known.data.startswith("embedded") and known.template in (None, "tokenizer"))
 
 
 def _default_limit(data: str, config: Config) -> int | None:

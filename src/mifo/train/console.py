@@ -56,23 +56,22 @@ class RunDisplay:
             self._event(record)
 
     def _step(self, record: Mapping[str, Any]) -> None:
-        phase = record["phase"]
-        line = Text.assemble((f"{phase.upper():4}", PHASE_STYLE[phase]), f" step {record['step']:>4}/{self.steps}")
+        phase, updates = record["phase"], record["updates"]
+        line = Text.assemble((f"{phase.upper():3}", PHASE_STYLE[phase]), f" {record['step']:>4}/{self.steps}")
         if "accuracy" in record:
-            line.append(f"  accuracy {100 * record['accuracy']:5.1f} %  length {record['response_length']:5.1f}")
+            line.append(f"  accuracy {100 * record['accuracy']:5.1f} %  length {record['response_length']:.0f}")
+        if phase == "sft" and updates:
+            demonstrations = sum(update["sequences"] for update in updates)
+            line.append(f"  {demonstrations} demonstrations  loss {updates[-1]['loss']:.3f}")
         if "buffer_size" in record:
-            line.append(f"  buffer {record['buffer']:>3.0f}/{record['buffer_size']:.0f}")
-        updates = record["updates"]
-        tokens = sum(update["tokens"] for update in updates)
-        if updates:
-            line.append(f"  loss {updates[-1]['loss']:+.4f}  entropy {updates[-1]['entropy']:.2f}")
-        if phase == "sft":
-            line.append(f"  {sum(update['sequences'] for update in updates)} demonstrations, {tokens} tokens")
-        self.console.print(line, highlight=False)
+            line.append(f"  buffer {record['buffer']:.0f}/{record['buffer_size']:.0f}")
+        if record["tokens_per_second"]:
+            line.append(f"  {record['tokens_per_second']:.0f} tok/s")
         left = self._time_left(record)
-        rate = record.get("tokens_per_second")
-        figures = f"{rate:.0f} tokens/s  " if rate else ""
-        self.progress.update(self.task, completed=record["step"], phase=phase.upper(), figures=f"{figures}left {left}")
+        line.append(f"  left {left}")
+        self.console.print(line, highlight=False, soft_wrap=True)
+        figures = f"buffer {record['buffer']:.0f}/{record['buffer_size']:.0f}" if "buffer_size" in record else ""
+        self.progress.update(self.task, completed=record["step"], phase=phase.upper(), figures=f"{figures}  left {left}")
 
     def _time_left(self, record: Mapping[str, Any]) -> str:
         now, step = record["elapsed"], record["step"]
@@ -91,9 +90,10 @@ class RunDisplay:
         if event == "evaluation":
             share, low, high = (100 * record[key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
             self.console.print(
-                f"[bold]accuracy {record['label']}[/bold]: {share:.1f} % ({low:.1f} to {high:.1f}) of {record['problems']} "
-                f"held-out problems, {record['response_length']:.0f} tokens a response",
+                f"[bold]held out, {record['label']}[/bold]: {share:.1f} % (95 %: {low:.1f} to {high:.1f}) of "
+                f"{record['problems']}, {record['response_length']:.0f} tokens each",
                 highlight=False,
+                soft_wrap=True,
             )
         elif event == "sft_phase" and record["before"] is not None:
             change = 100 * (record["after"] - record["before"])
@@ -102,6 +102,7 @@ class RunDisplay:
                 f"({change:+.1f}), {record['demonstrations']} demonstrations, {100 * record['frozen_fraction']:.0f} % frozen",
                 style="magenta",
                 highlight=False,
+                soft_wrap=True,
             )
         elif event == "alarm":
             self.console.print(f"alarm: {record['alarm']} = {record['value']:.3g}", style="bold red", highlight=False)

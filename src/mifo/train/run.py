@@ -217,7 +217,7 @@ class Run:
     def _meter(self) -> float | None:
         if not self.config.evaluation.around_sft:
             return None
-        score = self.evaluate("meter", self.config.evaluation.meter_problems)
+        score = self.evaluate("forgetting meter", self.config.evaluation.meter_problems)
         return None if score is None else score.accuracy.value
 
     def evaluate(self, label: str, problems: int | None = None) -> Score | None:

@@ -69,7 +69,9 @@ def slow_gradient(policy, update, reference):
             if term.name == "pg":
                 values = -weight * torch.exp(logp - logp.detach())
             elif term.name == "ce":
-                keep = sorted(range(len(logp)), key=lambda t: (-float(entropy[t]), t))[: -(-3 * len(logp) // 10)]
+                keep = sorted(range(len(logp)), key=lambda t: (-float(entropy[t].detach()), t))[
+                    : -(-3 * len(logp) // 10)
+                ]
                 values = -weight * logp * torch.tensor([float(t in keep) for t in range(len(logp))])
             elif term.name == "kl":
                 values = weight * (torch.exp(ref - logp) - (ref - logp) - 1)

@@ -1,0 +1,98 @@
+"""Settings that cannot work together: each is refused with the fields, their values and a remedy."""
+
+import pytest
+
+from mifo.config.check import check_config
+from mifo.config.decode import decode
+from mifo.config.schema import Config
+from mifo.errors import ConfigError
+
+
+def rl(**settings):
+    return {"method": {"name": "grpo", "rl": settings}}
+
+
+def mifo(**settings):
+    return {"method": {"name": "mifo", **settings}}
+
+
+CASES = [
+    (
+        {"rl_optimizer": {"schedule": "cosine"}},
+        ["rl_optimizer.schedule = 'cosine'", "needs rl_optimizer.decay_updates"],
+    ),
+    (
+        {"sft_optimizer": {"schedule": "linear", "warmup_updates": 5, "decay_updates": 5}},
+        ["sft_optimizer.decay_updates = 5", "must exceed", "warmup_updates = 5"],
+    ),
+    ({"reward": {"correct": 0.0}}, ["reward.correct = 0", "reward.incorrect = 0", "The usual values are 1 and 0"]),
+    (
+        {"data": {"evaluation": "none"}, "evaluation": {"every_steps": 5}},
+        ["evaluation.every_steps = 5", "data.evaluation = 'none'", "Name held-out problems"],
+    ),
+    (
+        {"evaluation": {"meter_problems": 5, "around_sft": False}},
+        ["evaluation.meter_problems = 5", "evaluation.around_sft = false", "Leave one of them out"],
+    ),
+    (
+        {"evaluation": {"samples": 4}},
+        ["evaluation.samples = 4", "evaluation.temperature = 0", "Use 1 sample, or a temperature"],
+    ),
+    ({"model": {"path": "tiny", "revision": "v1"}}, ["model.revision = 'v1'", "model.path = 'tiny'", "Leave it out"]),
+    ({"model": {"path": "tiny", "context": 512}}, ["model.context = 512", "model.path = 'tiny'", "Leave it out"]),
+    ({"model": {"path": "tiny", "rope_theta": 4e4}}, ["model.rope_theta = 40000", "model.path = 'tiny'"]),
+    (
+        {"data": {"train": "a.jsonl", "evaluation": "b.jsonl", "families": ["gcd"]}},
+        ["data.families = ['gcd']", "data.train = 'a.jsonl'", "data.evaluation = 'b.jsonl'", "Leave it out"],
+    ),
+    ({"data": {"train": "a.jsonl", "evaluation": "none", "levels": 2}}, ["data.levels = 2", "has no effect"]),
+    ({"data": {"verify_demonstrations": False}}, ["data.verify_demonstrations = false", "Leave it true"]),
+    ({"data": {"box_answers": True}}, ["data.box_answers = true", "Leave it false"]),
+    (rl(rollouts_per_prompt=1), ["method.rl.rollouts_per_prompt = 1", "Use at least 2"]),
+    (
+        rl(prompts_per_step=10, updates_per_step=3),
+        ["method.rl.prompts_per_step = 10", "method.rl.updates_per_step = 3", "Choose a divisor"],
+    ),
+    (rl(constant_tokens=100), ["method.rl.constant_tokens = 100", "method.rl.normalizer = 'token'", "leave"]),
+    (rl(clip_low=1.0), ["method.rl.clip_low = 1", "must be below 1"]),
+    (rl(dual_clip=1.0), ["method.rl.dual_clip = 1", "must exceed 1"]),
+    ({"train": {"micro_batch_tokens": 1}}, ["train.micro_batch_tokens = 1", "Use at least a few hundred"]),
+    (mifo(sft={"constant_tokens": 9}), ["method.sft.constant_tokens = 9", "method.sft.normalizer = 'token'"]),
+    (mifo(sft_batch_size=65), ["method.sft_batch_size = 65", "method.buffer_size = 64", "Lower it, or use none"]),
+    (mifo(buffer_order="lifo"), ["method.buffer_order = 'lifo'", "method.sft_batch_size = none", "Set sft_batch_size"]),
+    (mifo(token_denominator="kept", token_fraction=1.0), ["method.token_denominator = 'kept'", "Use 'all'"]),
+    (mifo(fill_ties=True, freeze_top=0.0), ["method.fill_ties = true", "method.freeze_top = 0", "Leave it false"]),
+    (
+        {**mifo(optimizers="shared"), "sft_optimizer": {"learning_rate": 1e-5}},
+        ["method.optimizers = 'shared'", "sft_optimizer", "or use 'separate'"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("tables", "words"), CASES)
+def test_refused(tables, words):
+    with pytest.raises(ConfigError) as caught:
+        check_config(decode(Config, tables))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {},
+        {"rl_optimizer": {"schedule": "cosine", "warmup_updates": 4, "decay_updates": 5}},
+        {"reward": {"correct": 1.0, "incorrect": -1.0}},
+        {"evaluation": {"samples": 4, "temperature": 0.6}},
+        {"data": {"train": "a.jsonl", "families": ["gcd"]}},  # the held-out problems are embedded
+        {"data": {"train": "a.jsonl", "evaluation": "none", "box_answers": True, "verify_demonstrations": False}},
+        rl(constant_tokens=100, normalizer="constant"),
+        rl(rollouts_per_prompt=2, prompts_per_step=9, updates_per_step=3, clip_low=None, dual_clip=3.0),
+        mifo(sft_batch_size=64, buffer_order="lifo"),
+        mifo(optimizers="shared"),
+        mifo(token_fraction=1.0, freeze_top=0.0),
+        {"method": {"name": "sft", "sft": {"normalizer": "constant", "constant_tokens": 9}}},
+    ],
+)
+def test_the_nearest_good_settings_pass(tables):
+    check_config(decode(Config, tables))

@@ -1,0 +1,159 @@
+"""What the learner reports is what it did; what it refuses it leaves untouched."""
+
+import pytest
+import torch
+from conftest import make_sequences
+
+from mifo.config.schema import OptimizerConfig
+from mifo.core.losses import CrossEntropy, KlToReference, PolicyGradient
+from mifo.errors import NumericsError
+from mifo.train.learner import Learner
+from mifo.train.model import tiny_model
+from mifo.train.optim import ScheduledAdamW, learning_rate
+from mifo.train.policy import Policy
+from mifo.types import Term, Update
+
+PG = Term(name="pg", loss=PolicyGradient(), uses_old_policy=True)
+
+
+def update_of(lengths, policy, term=PG, **settings):
+    sequences = make_sequences(lengths, vocabulary=policy.model.config.vocab_size, terms=[term.name], group=2)
+    return Update(sequences=tuple(sequences), terms=(term,), **settings)
+
+
+def test_schedule_by_hand():
+    config = OptimizerConfig(
+        learning_rate=1.0, warmup_updates=4, schedule="linear", decay_updates=14, minimum_ratio=0.1
+    )
+    assert [learning_rate(config, u) for u in (0, 1, 3, 4, 9, 14, 99)] == pytest.approx(
+        [0.25, 0.5, 1, 1, 0.55, 0.1, 0.1]
+    )
+    cosine = OptimizerConfig(learning_rate=1.0, schedule="cosine", decay_updates=10, minimum_ratio=0.0)
+    assert [learning_rate(cosine, u) for u in (0, 5, 10)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_logged_rate_and_norm_are_those_used():
+    policy = Policy(tiny_model(seed=0))
+    optimizer = ScheduledAdamW(policy.parameters, OptimizerConfig(learning_rate=0.5, warmup_updates=10, clip_norm=None))
+    learner = Learner(policy, micro_batch_tokens=50)
+    update = update_of([5, 9, 3, 14], policy)
+    tally = learner.accumulate(update)
+    flat = torch.cat([p.grad.reshape(-1) for p in learner.parameters])
+    learner._clear()
+    report = learner.apply(update, optimizer)
+    assert report.learning_rate == pytest.approx(0.05)
+    assert optimizer.optimizer.param_groups[0]["lr"] == report.learning_rate
+    assert report.grad_norm == pytest.approx(float(flat.norm()), rel=1e-4)
+    assert report.loss == pytest.approx(sum(tally.losses.values()), rel=1e-6)
+    assert (report.tokens, report.sequences, report.trained_sequences) == (31, 4, 4)
+    prompts = {s.prompt_ids for s in update.sequences}
+    assert report.fed_tokens == 31 - 4 + sum(map(len, prompts))
+
+
+def test_sampler_gap_is_the_mean_difference():
+    policy = Policy(tiny_model(seed=0))
+    learner = Learner(policy, micro_batch_tokens=10**6)
+    update = update_of([4, 7], policy)
+    trained = learner.logprobs(update.sequences)
+    gaps = [
+        abs(a - b)
+        for s, row in zip(update.sequences, trained, strict=True)
+        for a, b in zip(s.sampler_logprobs, row, strict=True)
+    ]
+    report = learner.apply(update, ScheduledAdamW(policy.parameters, OptimizerConfig()))
+    assert report.sampler_gap == pytest.approx(sum(gaps) / len(gaps), rel=1e-5)
+
+
+def test_old_policy_of_a_later_update_is_the_one_before_any_update():
+    """With π_old computed beforehand the ratio differs from 1 after a step; without it the clip could never act."""
+    policy = Policy(tiny_model(seed=0))
+    learner = Learner(policy, micro_batch_tokens=10**6)
+    update = update_of([6, 8], policy)
+    old = tuple(learner.logprobs(update.sequences))
+    fresh = learner.accumulate(update)
+    learner._clear()
+    same = learner.accumulate(Update(sequences=update.sequences, terms=update.terms, old_logprobs=old))
+    learner._clear()
+    assert same.losses["pg"] == pytest.approx(fresh.losses["pg"], rel=1e-5)
+    learner.apply(update, ScheduledAdamW(policy.parameters, OptimizerConfig(learning_rate=0.05)))
+    moved = learner.accumulate(Update(sequences=update.sequences, terms=update.terms, old_logprobs=old))
+    learner._clear()
+    assert moved.clipped > 0
+    again = learner.accumulate(update)
+    learner._clear()
+    assert again.clipped == 0
+    assert again.losses["pg"] == pytest.approx(fresh.losses["pg"], rel=1e-5)
+
+
+def test_logprobs_come_back_in_order_whatever_the_packing():
+    policy = Policy(tiny_model(seed=0).double())
+    sequences = update_of([3, 30, 1, 12, 7], policy).sequences
+    whole = Learner(policy, micro_batch_tokens=10**6).logprobs(sequences)
+    cut = Learner(policy, micro_batch_tokens=20).logprobs(sequences)
+    assert [len(row) for row in whole] == [3, 30, 1, 12, 7]
+    for a, b in zip(whole, cut, strict=True):
+        assert a == pytest.approx(b, rel=1e-9)
+
+
+def test_a_gradient_that_is_not_finite_leaves_everything_untouched():
+    policy = Policy(tiny_model(seed=0))
+    term = Term(name="ce", loss=CrossEntropy())
+    optimizer = ScheduledAdamW(policy.parameters, OptimizerConfig(learning_rate=0.1))
+    learner = Learner(policy, micro_batch_tokens=10**6)
+    learner.apply(update_of([4, 5], policy, term), optimizer)
+    before = [p.detach().clone() for p in policy.parameters]
+    moments = [optimizer.optimizer.state[p]["exp_avg"].clone() for p in policy.parameters]
+    poisoned = update_of([4, 5], policy, term)
+    bad = type(poisoned.sequences[0])(
+        problem_id="x", prompt_ids=(1, 2), response_ids=(3, 4), weights={"ce": float("inf")}
+    )
+    with pytest.raises(NumericsError, match="gradient norm"):
+        learner.apply(Update(sequences=(*poisoned.sequences, bad), terms=(term,)), optimizer)
+    assert optimizer.updates == 1
+    for parameter, old, moment in zip(policy.parameters, before, moments, strict=True):
+        assert torch.equal(parameter, old)
+        assert torch.equal(optimizer.optimizer.state[parameter]["exp_avg"], moment)
+        assert parameter.grad is None
+
+
+def test_an_update_of_all_equal_groups_is_a_step_with_gradient_zero():
+    """Skipping must not change what AdamW does: its momentum moves on, as it would with a gradient of zeros."""
+    runs = []
+    for weight in (0.0, 1e-30):
+        policy = Policy(tiny_model(seed=0))
+        optimizer = ScheduledAdamW(policy.parameters, OptimizerConfig(learning_rate=0.01))
+        learner = Learner(policy, micro_batch_tokens=10**6)
+        first = update_of([4, 5], policy)
+        learner.apply(first, optimizer)
+        flat = tuple(
+            type(s)(problem_id="x", prompt_ids=s.prompt_ids, response_ids=s.response_ids, weights={"pg": weight})
+            for s in first.sequences
+        )
+        report = learner.apply(Update(sequences=flat, terms=(PG,)), optimizer)
+        runs.append([p.detach().clone() for p in policy.parameters])
+        assert report.trained_sequences == (0 if weight == 0.0 else 2)
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_kl_to_itself_is_zero_and_grows_when_the_policy_moves():
+    policy, reference = Policy(tiny_model(seed=0)), Policy(tiny_model(seed=0))
+    learner = Learner(policy, micro_batch_tokens=10**6, reference=reference)
+    term = Term(name="kl", loss=KlToReference(), uses_reference=True)
+    sequences = tuple(
+        type(s)(
+            problem_id="x",
+            prompt_ids=s.prompt_ids,
+            response_ids=s.response_ids,
+            weights={"kl": 1.0, "pg": s.weights["pg"]},
+        )
+        for s in update_of([6, 8], policy).sequences
+    )
+    at_start = learner.accumulate(Update(sequences=sequences, terms=(term,))).losses["kl"]
+    learner._clear()
+    assert at_start == pytest.approx(0.0, abs=1e-9)
+    learner.apply(
+        Update(sequences=sequences, terms=(PG,)), ScheduledAdamW(policy.parameters, OptimizerConfig(learning_rate=0.01))
+    )
+    assert learner.accumulate(Update(sequences=sequences, terms=(term,))).losses["kl"] > 1e-4
+    learner._clear()
