@@ -28,7 +28,7 @@ from mifo.train.device import pick_device, pick_dtype, set_up_cpu
 from mifo.train.estimate import GIB, estimate
 from mifo.train.loop import train
 from mifo.train.model import TINY, load_model, load_tokenizer
-from mifo.train.run import score_record
+from mifo.train.metrics import score_record
 from mifo.train.summary import write_results
 from mifo.types import GraderName, Problem, Score, Verdict
 
@@ -154,6 +154,8 @@ def eval_command(known: argparse.Namespace) -> int:
 
         problems, note = read_evaluation(config.data, verify)
         console.print(note, highlight=False, markup=False)
+        if config.data.system_prompt is not None:
+            console.print(f"system prompt: {config.data.system_prompt}", highlight=False, markup=False)
         set_up_cpu(config.train.threads)
         model = load_model(config.model).to(device)
         _check_eval_fits(model.config.max_position_embeddings, chat, problems, config)

@@ -17,6 +17,8 @@ class Method(Protocol):
 
     needs_demonstrations: bool
     """Train only on problems that have a demonstration."""
+    needs_reference: bool
+    """Some term compares with the model as it was loaded."""
     freeze: Freeze | None
     """What SFT phases must not move; None needs neither snapshot nor importance map."""
 

@@ -82,6 +82,7 @@ class Grpo:
 
     def __init__(self, method: GrpoMethod, config: Config) -> None:
         self.rl = method.rl
+        self.needs_reference = method.rl.kl_coefficient > 0
         self.longest_response = config.rollout.max_response_tokens
 
     def next_phase(self) -> Phase:

@@ -32,6 +32,7 @@ class Mifo:
         self.longest_demonstration = config.data.max_demonstration_tokens
         self.buffer = QuestionBuffer(method.buffer_size, method.buffer_order)
         self.learning = False
+        self.needs_reference = method.rl.kl_coefficient > 0
         self.freeze: Freeze | None = None
         if method.freeze_top > 0:
             self.freeze = Freeze(

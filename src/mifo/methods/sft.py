@@ -64,6 +64,7 @@ class Sft:
     """SFT alone."""
 
     needs_demonstrations = True
+    needs_reference = False
     freeze: Freeze | None = None
 
     def __init__(self, method: SftMethod, config: Config) -> None:

@@ -95,7 +95,7 @@ def build_run(
     check_context(model, config, prepared.corpus)
     policy = make_policy(model, config, dtype)
     reference = None
-    if _needs_reference(prepared.method, config):
+    if prepared.method.needs_reference:
         reference = make_policy(copy.deepcopy(model).requires_grad_(False), config, dtype)
     learner = Learner(
         policy, micro_batch_tokens=config.train.micro_batch_tokens, world=current_world(), reference=reference
@@ -147,10 +147,6 @@ def build_engine(model: PreTrainedModel, config: Config, device: torch.device, d
     return make_engine(
         model, kind=rollout.engine, dtype=sampler_dtype, device=device, max_batch_rows=rollout.batch_rows
     )
-
-
-def _needs_reference(method: Method, config: Config) -> bool:
-    return getattr(getattr(config.method, "rl", None), "kl_coefficient", 0.0) > 0
 
 
 def check_context(model: PreTrainedModel, config: Config, corpus: Corpus) -> None:

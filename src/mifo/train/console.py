@@ -71,7 +71,9 @@ class RunDisplay:
         line.append(f"  left {left}")
         self.console.print(line, highlight=False, soft_wrap=True)
         figures = f"buffer {record['buffer']:.0f}/{record['buffer_size']:.0f}" if "buffer_size" in record else ""
-        self.progress.update(self.task, completed=record["step"], phase=phase.upper(), figures=f"{figures}  left {left}")
+        self.progress.update(
+            self.task, completed=record["step"], phase=phase.upper(), figures=f"{figures}  left {left}"
+        )
 
     def _time_left(self, record: Mapping[str, Any]) -> str:
         now, step = record["elapsed"], record["step"]

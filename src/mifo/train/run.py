@@ -13,7 +13,7 @@ from torch import nn
 
 from mifo.config.schema import Config
 from mifo.core.freeze import ElementFreeze
-from mifo.core.importance import FreezeReport, ImportanceMap
+from mifo.core.importance import ImportanceMap
 from mifo.data.chat import Chat
 from mifo.data.stream import ProblemStream
 from mifo.errors import NumericsError
@@ -25,6 +25,7 @@ from mifo.train.corpus import Corpus
 from mifo.train.journal import Journal
 from mifo.train.learner import Learner, UpdateReport
 from mifo.train.ledger import Ledger
+from mifo.train.metrics import freeze_record, group_metrics, score_record
 from mifo.train.optim import ScheduledAdamW
 from mifo.types import Group, Phase, Problem, Rollout, Sampling, Score, Update, Verdict
 
@@ -165,7 +166,7 @@ class Run:
             "epoch": self.stream.epoch,
             "tokens_per_second": self._tokens_per_second(groups),
             **self.method.progress(),
-            **_group_metrics(groups),
+            **group_metrics(groups),
             "updates": [asdict(report) for report in reports],
         }
         self.emit("metrics", record)
@@ -403,37 +404,3 @@ def raise_if_nan(gap: float) -> None:
         raise NumericsError(
             "log-probs of sampler and trainer are not comparable: one of them is NaN. Weights diverged."
         )
-
-
-def freeze_record(report: FreezeReport) -> dict[str, Any]:
-    """What a selection froze, for events."""
-    return {
-        "frozen_fraction": report.fraction,
-        "moved_fraction": report.moved / max(1, report.elements),
-        "freeze_threshold": report.threshold,
-    }
-
-
-def score_record(score: Score) -> dict[str, Any]:
-    """A score as plain data."""
-    plain = asdict(score)
-    plain["accuracy"] = score.accuracy.value
-    plain["accuracy_low"], plain["accuracy_high"] = score.accuracy.low, score.accuracy.high
-    plain["problems"] = score.accuracy.count
-    plain["by_source"] = {name: part.value for name, part in score.by_source.items()}
-    return plain
-
-
-def _group_metrics(groups: Sequence[Group]) -> dict[str, Any]:
-    rollouts = [r for group in groups for r in group.rollouts]
-    if not rollouts:
-        return {}
-    verdicts = [v for group in groups for v in group.verdicts]
-    return {
-        "accuracy": sum(v is Verdict.CORRECT for v in verdicts) / len(verdicts),
-        "reward": sum(r for group in groups for r in group.rewards) / len(rollouts),
-        "verdicts": {v.value: verdicts.count(v) for v in Verdict},
-        "all_equal_groups": sum(len(set(group.rewards)) == 1 for group in groups) / len(groups),
-        "response_length": sum(len(r.token_ids) for r in rollouts) / len(rollouts),
-        "truncated": sum(r.stop == "length" for r in rollouts) / len(rollouts),
-    }

@@ -1,0 +1,45 @@
+"""What a run measures, as plain data for its JSONL files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mifo.core.importance import FreezeReport
+from mifo.types import Group, Score, Verdict
+
+
+def freeze_record(report: FreezeReport) -> dict[str, Any]:
+    """What a selection froze, for events."""
+    return {
+        "frozen_fraction": report.fraction,
+        "moved_fraction": report.moved / max(1, report.elements),
+        "freeze_threshold": report.threshold,
+    }
+
+
+def score_record(score: Score) -> dict[str, Any]:
+    """A score as plain data."""
+    plain = asdict(score)
+    plain["accuracy"] = score.accuracy.value
+    plain["accuracy_low"], plain["accuracy_high"] = score.accuracy.low, score.accuracy.high
+    plain["problems"] = score.accuracy.count
+    plain["by_source"] = {name: part.value for name, part in score.by_source.items()}
+    return plain
+
+
+def group_metrics(groups: Sequence[Group]) -> dict[str, Any]:
+    """Accuracy, reward, verdicts and lengths of the rollouts of one step; {} where there were none."""
+    rollouts = [r for group in groups for r in group.rollouts]
+    if not rollouts:
+        return {}
+    verdicts = [v for group in groups for v in group.verdicts]
+    return {
+        "accuracy": sum(v is Verdict.CORRECT for v in verdicts) / len(verdicts),
+        "reward": sum(r for group in groups for r in group.rewards) / len(rollouts),
+        "verdicts": {v.value: verdicts.count(v) for v in Verdict},
+        "all_equal_groups": sum(len(set(group.rewards)) == 1 for group in groups) / len(groups),
+        "response_length": sum(len(r.token_ids) for r in rollouts) / len(rollouts),
+        "truncated": sum(r.stop == "length" for r in rollouts) / len(rollouts),
+    }
