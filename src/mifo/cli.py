@@ -1,8 +1,11 @@
 """The command line: verbs, with heavy imports only where a verb needs them.
 
-mifo train RECIPE_OR_TOML [--method.freeze-top 0.3 ...] [--resume] [--dry-run]
-mifo eval MODEL_OR_RUN --data FILE
-mifo recipes | mifo methods
+    mifo train RECIPE_OR_TOML [--method.freeze-top 0.3 ...] [--resume] [--dry-run]
+    mifo eval MODEL_OR_RUN --data FILE
+    mifo recipes | mifo methods
+
+Help, lists and every mistake in a configuration are answered without torch. `train` reads its own arguments, since its
+flags are the settings of the schema; the other verbs are argparse's.
 """
 
 from __future__ import annotations
@@ -10,35 +13,63 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from mifo import __version__
-from mifo.errors import MifoError
+from mifo.errors import ConfigError, MifoError
 
-TRAIN_USAGE = "mifo train RECIPE_OR_TOML [--SECTION.SETTING VALUE ...] [--resume] [--dry-run]"
+TRAIN_USAGE = "usage: mifo train RECIPE_OR_TOML [--SECTION.SETTING VALUE ...] [--resume] [--dry-run]"
+TRAIN_HELP = """
+Train a model as a recipe or a TOML file says. Flags come after it and override its settings.
+
+  --dry-run   read the data, show a prompt, estimate memory and time; train nothing
+  --resume    continue the run from its newest checkpoint
+  -h, --help  this text; after a recipe, with the recipe's values
+
+examples:
+  mifo train tiny
+  mifo train smollm2-arithmetic --dry-run
+  mifo train smollm2-arithmetic --method.freeze-top 0.3 --run.name freeze-30
+  mifo train gsm8k-smollm2 --data.train train.jsonl --data.evaluation test.jsonl
+"""
+EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status (0 done, 2 the user's mistake, 130 interrupted)."""
+    """Run one command; returns its exit status (0 done, 2 the user's mistake, 130 interrupted).
+
+    Raises:
+        SystemExit: help was printed, or a flag has the wrong form (status 2).
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
-    known, rest = parser.parse_known_args(arguments)
-    if known.verb is None:
-        parser.print_help()
-        return 0
-    if rest and known.verb != "train":
-        parser.error(f"unknown arguments: {' '.join(rest)}")
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # before torch: idle threads sleep instead of spinning
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return int(known.run(known, rest))
+        return _run(arguments)
     except MifoError as error:
         print(f"mifo: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("mifo: interrupted; continue with --resume", file=sys.stderr)
-        return 130
+        resume = "; continue with --resume" if arguments[:1] == ["train"] else ""
+        print(f"mifo: interrupted{resume}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["train"]:
+        return _train(arguments[1:])
+    parser = _parser()
+    known = parser.parse_args(arguments)
+    if known.verb is None:
+        parser.print_help()
+        return 0
+    return int(known.run(known))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,75 +77,120 @@ def _parser() -> argparse.ArgumentParser:
         prog="mifo", description="Train language models with SFT and RL together, without one erasing the other."
     )
     parser.add_argument("--version", action="version", version=f"mifo {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND")
-    train = verbs.add_parser("train", help="train by a recipe or TOML file", add_help=False, usage=TRAIN_USAGE)
-    train.add_argument("recipe", nargs="?")
-    train.add_argument("--resume", action="store_true")
-    train.add_argument("--dry-run", action="store_true")
-    train.add_argument("-h", "--help", action="store_true")
-    train.set_defaults(run=_train)
-    evaluate = verbs.add_parser("eval", help="measure a model or a finished run on a file of problems")
-    evaluate.add_argument("model", help="a run folder, a Hugging Face folder, a hub id, or the embedded model")
-    evaluate.add_argument(
-        "--data",
-        default="embedded",
-        help="a data file, or embedded, embedded:validation, embedded:ood (default: embedded)",
-    )
-    evaluate.add_argument("--split", default="test", help="split of a datasets folder or hub data set (default: test)")
-    evaluate.add_argument("--limit", type=int, default=None, help="measure on the first so many problems")
-    evaluate.add_argument("--samples", type=int, default=1, help="responses a problem, averaged (default: 1)")
-    evaluate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
-    evaluate.add_argument("--max-tokens", type=int, default=None, help="longest response (default: of the run, or 512)")
-    evaluate.add_argument(
-        "--template", default=None, help="tokenizer, luffy, qwen, prime or none (default: of the run)"
-    )
-    evaluate.add_argument("--system-prompt", default=None, help="system turn for the template tokenizer")
-    evaluate.add_argument("--json", default=None, metavar="FILE", help="also write the figures to a file")
-    evaluate.set_defaults(run=_eval)
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands (mifo COMMAND --help says more)")
+    verbs.add_parser("train", help="train by a recipe or TOML file", add_help=False)
+    _add_eval_arguments(verbs.add_parser("eval", help="measure a model or a finished run on held-out problems"))
     verbs.add_parser("recipes", help="list the shipped recipes").set_defaults(run=_recipes)
     verbs.add_parser("methods", help="list the methods").set_defaults(run=_methods)
     return parser
 
 
-def _train(known: argparse.Namespace, flags: list[str]) -> int:
+def _add_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", help="a run folder, a Hugging Face folder, a hub id, or smollm2-135m-instruct (embedded)"
+    )
+    parser.add_argument(
+        "--data",
+        default="embedded",
+        help="a data file or hub id, or embedded, embedded:validation, embedded:ood (default: embedded)",
+    )
+    parser.add_argument("--split", default="test", help="split of a datasets folder or hub data set (default: test)")
+    parser.add_argument("--limit", type=int, metavar="N", help="measure on the first N problems")
+    parser.add_argument(
+        "--samples", type=int, default=1, metavar="N", help="responses a problem, averaged (default: 1)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="of the sampling; 0 is greedy (default: 0)"
+    )
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest response (default: as in the run, or 512)")
+    parser.add_argument(
+        "--template",
+        choices=("tokenizer", "luffy", "qwen", "prime", "none"),
+        help="how a problem becomes a prompt (default: as in the run, or tokenizer)",
+    )
+    parser.add_argument(
+        "--system-prompt",
+        metavar="TEXT",
+        help="system turn (default: as in the run; else the template's own, and a request for a boxed answer on embedded data)",
+    )
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: as in the run, or auto)")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")
+    parser.set_defaults(run=_eval)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    switches = {"--resume", "--dry-run", "-h", "--help"}
+    chosen, rest = switches.intersection(arguments), [word for word in arguments if word not in switches]
+    if chosen & {"-h", "--help"}:
+        _train_help(rest)
+        return 0
+    if not rest or rest[0].startswith("-"):
+        from mifo.config.load import recipe_names
+
+        raise ConfigError(
+            f"train needs a recipe or a TOML file first, then flags.\n{TRAIN_USAGE}\nRecipes: {', '.join(recipe_names())}."
+        )
     from mifo.config.load import load_config
 
-    if known.help or known.recipe is None:
-        print(f"usage: {TRAIN_USAGE}\n\nRecipes: see `mifo recipes`. Settings, with the defaults of ", end="")
-        print(f"{known.recipe or 'the schema'}:\n")
-        load_config(known.recipe or "tiny", ["--help"])
-        return 0
-    recipe, config = load_config(known.recipe, flags)
+    recipe, config = load_config(rest[0], rest[1:])
     _quiet_libraries()
     from mifo.commands import dry_run, train_command
 
-    if known.dry_run:
+    if "--dry-run" in chosen:
         return dry_run(recipe, config)
-    return train_command(recipe, config, resume=known.resume)
+    return train_command(recipe, config, resume="--resume" in chosen)
 
 
-def _eval(known: argparse.Namespace, _: list[str]) -> int:
+def _train_help(rest: Sequence[str]) -> None:
+    """Usage, recipes and settings; with the values of a recipe where one is named."""
+    from mifo.config.help import settings_help
+    from mifo.config.load import load_config
+    from mifo.config.schema import Config
+
+    width = shutil.get_terminal_size().columns
+    print(f"{TRAIN_USAGE}\n{TRAIN_HELP}")
+    named = bool(rest) and not rest[0].startswith("-")
+    if named:
+        recipe, config = load_config(rest[0], rest[1:])
+        print(f"settings, with the values of {recipe.name}:")
+    else:
+        config = Config()
+        print("recipes:")
+        _print_recipes(width, indent="  ")
+        print("\nsettings, with the defaults of the schema (mifo train RECIPE --help shows a recipe's values):")
+    print(settings_help(config, width=width, all_methods=not named))
+
+
+def _eval(known: argparse.Namespace) -> int:
     _quiet_libraries()
     from mifo.commands import eval_command
 
     return eval_command(known)
 
 
-def _recipes(_: argparse.Namespace, __: list[str]) -> int:
-    from mifo.config.load import read_recipe, recipe_names
-
-    names = recipe_names()
-    width = max(map(len, names))
-    for name in names:
-        print(f"{name:<{width}}  {read_recipe(name).description}")
+def _recipes(_: argparse.Namespace) -> int:
+    _print_recipes(shutil.get_terminal_size().columns)
     return 0
 
 
-def _methods(_: argparse.Namespace, __: list[str]) -> int:
+def _print_recipes(width: int, indent: str = "") -> None:
+    from mifo.config.load import read_recipe, recipe_names
+
+    _print_columns([(name, read_recipe(name).description) for name in recipe_names()], width, indent)
+
+
+def _print_columns(rows: Sequence[tuple[str, str]], width: int, indent: str = "") -> None:
+    """Names on the left, texts wrapped beside them."""
+    left = len(indent) + max(len(name) for name, _ in rows) + 2
+    for name, text in rows:
+        lines = textwrap.wrap(text, max(20, width - left))
+        print(f"{indent + name:<{left}}" + f"\n{' ' * left}".join(lines))
+
+
+def _methods(_: argparse.Namespace) -> int:
     from mifo.config.describe import method_descriptions
 
-    for name, description in method_descriptions():
-        print(f"{name:<6}  {description}")
+    _print_columns(method_descriptions(), shutil.get_terminal_size().columns)
     return 0
 
 

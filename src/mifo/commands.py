@@ -27,8 +27,8 @@ from mifo.train.corpus import read_evaluation
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
 from mifo.train.estimate import GIB, estimate
 from mifo.train.loop import train
-from mifo.train.model import TINY, load_model, load_tokenizer
 from mifo.train.metrics import score_record
+from mifo.train.model import TINY, load_model, load_tokenizer
 from mifo.train.summary import write_results
 from mifo.types import GraderName, Problem, Score, Verdict
 

@@ -23,6 +23,12 @@ class Bounds:
         return above and below
 
     def __str__(self) -> str:
-        left = "" if self.low == float("-inf") else f"{'more than' if self.open_low else 'at least'} {self.low:g}"
-        right = "" if self.high == float("inf") else f"{'less than' if self.open_high else 'at most'} {self.high:g}"
+        left = "" if self.low == float("-inf") else f"{'more than' if self.open_low else 'at least'} {_plain(self.low)}"
+        right = (
+            "" if self.high == float("inf") else f"{'less than' if self.open_high else 'at most'} {_plain(self.high)}"
+        )
         return " and ".join(part for part in (left, right) if part) or "any number"
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"

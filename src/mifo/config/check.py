@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 from mifo.config.decode import check_bounds
-from mifo.config.schema import Config, GrpoMethod, MifoMethod, OptimizerConfig, PolicyGradientConfig, SftMethod
+from mifo.config.schema import (
+    Config,
+    GrpoMethod,
+    ImitationConfig,
+    MifoMethod,
+    OptimizerConfig,
+    PolicyGradientConfig,
+    SftMethod,
+)
 from mifo.errors import ConfigError
 
 
@@ -16,31 +22,74 @@ def check_config(config: Config) -> None:
         ConfigError: names the fields, their values, the reason and the remedy.
     """
     check_bounds(config)
+    _check_model(config)
+    _check_data(config)
+    _check_evaluation(config)
     for name, optimizer in (("rl_optimizer", config.rl_optimizer), ("sft_optimizer", config.sft_optimizer)):
         _check_optimizer(name, optimizer)
-    if not math.isfinite(config.reward.correct) or config.reward.correct <= config.reward.incorrect:
+    if config.reward.correct <= config.reward.incorrect:
         raise ConfigError(
-            f"reward.correct = {config.reward.correct:g} must be finite and above reward.incorrect = "
-            f"{config.reward.incorrect:g}: otherwise there is nothing to learn."
-        )
-    if config.data.evaluation == "none" and config.evaluation.every_steps is not None:
-        raise ConfigError(
-            f"evaluation.every_steps = {config.evaluation.every_steps} with data.evaluation = 'none': there is nothing to "
-            "evaluate. Name held-out problems or set evaluation.every_steps to none."
+            f"reward.correct = {config.reward.correct:g} must be above reward.incorrect = {config.reward.incorrect:g}: "
+            "otherwise there is nothing to learn. The usual values are 1 and 0."
         )
     method = config.method
     if isinstance(method, MifoMethod | GrpoMethod):
         _check_policy_gradient(method.rl, config)
-    if (
-        isinstance(method, MifoMethod | SftMethod)
-        and not config.data.verify_demonstrations
-        and config.data.train == "embedded"
-    ):
+    if isinstance(method, MifoMethod | SftMethod):
+        _check_imitation(method.sft)
+    if isinstance(method, MifoMethod):
+        _check_mifo(method, config)
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    if model.path in ("tiny", "smollm2-135m-instruct") and model.revision is not None:
+        raise ConfigError(
+            f"model.revision = '{model.revision}' has no effect with model.path = '{model.path}'. Leave it out, or name a hub id."
+        )
+    for name, value in (("rope_theta", model.rope_theta), ("context", model.context)):
+        if model.path == "tiny" and value is not None:
+            raise ConfigError(
+                f"model.{name} = {value:g} has no effect with model.path = 'tiny', made as it is. Leave it out."
+            )
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    embedded = data.train.startswith("embedded"), data.evaluation.startswith("embedded")
+    for name, value in (("families", list(data.families)), ("levels", data.levels)):
+        if value and not any(embedded):
+            raise ConfigError(
+                f"data.{name} = {value!r} has no effect: neither data.train = '{data.train}' nor data.evaluation = "
+                f"'{data.evaluation}' is embedded. Leave it out."
+            )
+    if embedded[0] and not data.verify_demonstrations:
         raise ConfigError(
             "data.verify_demonstrations = false with embedded data: they are always verified. Leave it true."
         )
-    if isinstance(method, MifoMethod):
-        _check_mifo(method, config)
+    if embedded[0] and data.box_answers:
+        raise ConfigError(
+            "data.box_answers = true with embedded data: their answers are boxed already. Leave it false."
+        )
+
+
+def _check_evaluation(config: Config) -> None:
+    evaluation = config.evaluation
+    if config.data.evaluation == "none" and evaluation.every_steps is not None:
+        raise ConfigError(
+            f"evaluation.every_steps = {evaluation.every_steps} with data.evaluation = 'none': there is nothing to "
+            "evaluate. Name held-out problems or set evaluation.every_steps to none."
+        )
+    if evaluation.meter_problems is not None and not evaluation.around_sft:
+        raise ConfigError(
+            f"evaluation.meter_problems = {evaluation.meter_problems} has no effect with evaluation.around_sft = false: there "
+            "is no forgetting meter. Leave one of them out."
+        )
+    if evaluation.samples > 1 and evaluation.temperature == 0.0:
+        raise ConfigError(
+            f"evaluation.samples = {evaluation.samples} with evaluation.temperature = 0: greedy responses are all equal. "
+            "Use 1 sample, or a temperature such as 0.6."
+        )
 
 
 def _check_optimizer(name: str, optimizer: OptimizerConfig) -> None:
@@ -80,7 +129,20 @@ def _check_policy_gradient(rl: PolicyGradientConfig, config: Config) -> None:
         )
 
 
+def _check_imitation(sft: ImitationConfig) -> None:
+    if sft.constant_tokens is not None and sft.normalizer != "constant":
+        raise ConfigError(
+            f"method.sft.constant_tokens = {sft.constant_tokens} has no effect with method.sft.normalizer = "
+            f"'{sft.normalizer}'. Set the normalizer to 'constant' or leave constant_tokens out."
+        )
+
+
 def _check_mifo(method: MifoMethod, config: Config) -> None:
+    if method.buffer_order == "lifo" and method.sft_batch_size is None:
+        raise ConfigError(
+            "method.buffer_order = 'lifo' has no effect with method.sft_batch_size = none: one update takes the whole buffer. "
+            "Set sft_batch_size, or leave buffer_order out."
+        )
     if method.sft_batch_size is not None and method.sft_batch_size > method.buffer_size:
         raise ConfigError(
             f"method.sft_batch_size = {method.sft_batch_size} exceeds method.buffer_size = {method.buffer_size}: an update "

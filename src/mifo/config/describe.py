@@ -43,7 +43,7 @@ def type_text(hint: Any) -> str:
     """A type as a reader would write its values."""
     origin = typing.get_origin(hint)
     if origin is Annotated:
-        return f"{type_text(typing.get_args(hint)[0])}, {_range(hint)}"
+        return f"{type_text(typing.get_args(hint)[0])}, {bounds_text(hint)}"
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(hint))
     if origin is tuple:
@@ -53,8 +53,11 @@ def type_text(hint: Any) -> str:
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}[hint]
 
 
-def _range(hint: Any) -> str:
-    return str(next(extra for extra in typing.get_args(hint)[1:] if isinstance(extra, Bounds)))
+def bounds_text(hint: Any) -> str:
+    """The range written beside a type, or ""."""
+    if typing.get_origin(hint) is Annotated:
+        return str(next(extra for extra in typing.get_args(hint)[1:] if isinstance(extra, Bounds)))
+    return next((text for part in typing.get_args(hint) if (text := bounds_text(part))), "")
 
 
 def value_text(value: Any) -> str:

@@ -37,6 +37,8 @@ class Recipe:
     name: str
     description: str
     tables: dict[str, Any]
+    source: str = ""
+    """What the user wrote to get it: a recipe's name or a path."""
 
 
 def recipe_names() -> list[str]:
@@ -65,11 +67,11 @@ def _read(reference: str, parent: Path | None, seen: tuple[str, ...]) -> Recipe:
         raise ConfigError(f"{path}: description = {description!r} must be a text in quotes.")
     base = data.pop("extends", None)
     if base is None:
-        return Recipe(path.stem, description, data)
+        return Recipe(path.stem, description, data, reference)
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends = {base!r} must be one name or path in quotes.")
     inherited = _read(base, path, (*seen, place))
-    return Recipe(path.stem, description or inherited.description, merge(inherited.tables, data))
+    return Recipe(path.stem, description or inherited.description, merge(inherited.tables, data), reference)
 
 
 def _locate(reference: str, parent: Path | None) -> Path:

@@ -40,7 +40,7 @@ class ModelConfig:
     rope_theta: Positive | None = None
     """RoPE base, to stretch the context (the paper raises 10,000 to 40,000)."""
     context: Count | None = None
-    """Longest prompt plus response in tokens; None keeps the model's own."""
+    """Longest prompt plus response in tokens; none keeps the model's own."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """Rows of a micro-batch end to end with attention per sequence, or padded. auto packs where a check agrees."""
     activation_checkpointing: bool = False
@@ -58,9 +58,9 @@ class DataConfig:
     families: tuple[str, ...] = ()
     """Embedded families to train on; empty means all that are meant for training."""
     levels: Count | None = None
-    """Hardest level of the embedded families; None means all."""
+    """Hardest level of the embedded families; none means all."""
     train_problems: Count | None = 2000
-    """How many problems to generate, or the most to read from a file (None: all of it)."""
+    """How many problems to generate, or the most to read from a file (none: all of it)."""
     evaluation_problems: Count | None = 200
     """The same for the held-out problems."""
     split: str = "train"
@@ -70,7 +70,7 @@ class DataConfig:
     template: Literal["tokenizer", "luffy", "qwen", "prime", "none"] = "tokenizer"
     """How a problem becomes a prompt: the tokenizer's own chat template or one of the paper's Figure 8."""
     system_prompt: str | None = None
-    """System turn for template `tokenizer`; None leaves the template's own."""
+    """System turn for template `tokenizer`; none leaves the template's own."""
     max_prompt_tokens: Count = 1024
     """Longer prompts are dropped and counted."""
     max_demonstration_tokens: Count = 8192
@@ -110,7 +110,7 @@ class RolloutConfig:
     max_response_tokens: Count = 8192
     """Longest response."""
     batch_rows: Count | None = None
-    """Most sequences decoded at once; None: all of a step."""
+    """Most sequences decoded at once; none: all of a step."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the sampler. auto: as the trainer computes."""
     gap_alarm: Positive = 1.0
@@ -132,7 +132,7 @@ class OptimizerConfig:
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay."""
     clip_norm: Positive | None = 1.0
-    """Bound on the norm of the accumulated, reduced, masked gradient; None: no bound."""
+    """Bound on the norm of the accumulated, reduced, masked gradient; none: no bound."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls after the warm-up."""
     warmup_updates: CountOrZero = 0
@@ -145,7 +145,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig:
-    """GRPO and its switches (METHODS 4). Defaults: the Dr.GRPO-like setting of the paper."""
+    """GRPO and its switches. Defaults: the Dr.GRPO-like setting of the paper."""
 
     prompts_per_step: Count = 128
     """Questions sampled in one step."""
@@ -158,13 +158,13 @@ class PolicyGradientConfig:
     normalizer: NormalizerName = "token"
     """token: mean over all response tokens; sequence: mean of per-response means; constant: Σ/(|U|·L)."""
     constant_tokens: Count | None = None
-    """L of the constant normaliser; None: the longest response allowed."""
+    """L of the constant normaliser; none: the longest response allowed."""
     clip_low: NonNegative | None = 0.2
-    """Lower clip range ε_l; None: no clipping."""
+    """Lower clip range ε_l; none: no clipping."""
     clip_high: NonNegative | None = 0.2
-    """Upper clip range ε_h; None: no clipping."""
+    """Upper clip range ε_h; none: no clipping."""
     dual_clip: Positive | None = None
-    """Bound c of the dual clip for negative advantages; None: off."""
+    """Bound c of the dual clip for negative advantages; none: off."""
     kl_coefficient: NonNegative = 0.0
     """Weight of the k3 estimate of KL to the starting model; 0 needs no reference model."""
     entropy_coefficient: float = 0.001
@@ -178,7 +178,7 @@ class ImitationConfig:
     normalizer: NormalizerName = "token"
     """How token losses are summed."""
     constant_tokens: Count | None = None
-    """L of the constant normaliser; None: the longest demonstration allowed."""
+    """L of the constant normaliser; none: the longest demonstration allowed."""
     entropy_coefficient: float = 0.0
     """Weight of an entropy bonus during SFT (ReLIFT has 0.001, MIFO none)."""
 
@@ -209,7 +209,7 @@ class SftMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class MifoMethod:
-    """MIFO (S0 §3, Algorithm 1): RL→SFT intervals with entropy selection (ES) and parameter freezing (PF).
+    """MIFO: RL→SFT intervals with entropy selection (ES) and parameter freezing (PF), Algorithm 1 of the paper.
 
     Plain interleaving is `token_fraction = 1, freeze_top = 0`; +ES is `0.2, 0`; +PF is `1, 0.5`.
     """
@@ -227,7 +227,7 @@ class MifoMethod:
     buffer_order: Literal["fifo", "lifo"] = "fifo"
     """Which demonstrations an SFT phase learns first (ReLIFT's code is lifo)."""
     sft_batch_size: Count | None = None
-    """Demonstrations in one SFT update; None: the whole buffer in one update."""
+    """Demonstrations in one SFT update; none: the whole buffer in one update."""
     token_fraction: PositiveShare = 0.2
     """ρ: share of each demonstration's tokens, highest entropy first, that is learned."""
     token_denominator: Literal["all", "kept"] = "all"
@@ -256,13 +256,13 @@ class TrainConfig:
     steps: Count = 500
     """RL steps (SFT updates for method sft) to take."""
     minutes: Positive | None = None
-    """Stop at the first step that ends after this many minutes, or keep to the number of steps (None)."""
+    """Stop at the first step that ends after this many minutes, or keep to the number of steps (none)."""
     seed: Seed = 0
     """Seed of data order, sampling and initialisation."""
     micro_batch_tokens: Count = 8192
     """Most tokens in one forward pass; the gradient does not depend on it."""
     threads: Count | None = None
-    """CPU threads; None: all cores."""
+    """CPU threads; none: all cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,11 +270,11 @@ class EvaluationConfig:
     """When and how accuracy on held-out problems is measured."""
 
     every_steps: Count | None = None
-    """Also measure every so many RL steps; None: only before and after training."""
+    """Also measure every so many RL steps; none: only before and after training."""
     around_sft: bool = True
     """Measure just before and just after every SFT phase: the forgetting meter."""
     meter_problems: Count | None = None
-    """Problems of the forgetting meter, the first of the held-out ones; None: all of them."""
+    """Problems of the forgetting meter, the first of the held-out ones; none: all of them."""
     samples: Count = 1
     """Responses for each problem; accuracy is their mean (avg@k)."""
     temperature: NonNegative = 0.0
@@ -282,7 +282,7 @@ class EvaluationConfig:
     top_p: PositiveShare = 1.0
     """Nucleus mass."""
     max_response_tokens: Count | None = None
-    """Longest response; None: as in training."""
+    """Longest response; none: as in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,9 +292,9 @@ class RunConfig:
     folder: str = "runs"
     """Parent of run folders."""
     name: str | None = None
-    """Name of the run folder; None: the recipe's name."""
+    """Name of the run folder; none: the recipe's name."""
     checkpoint_steps: Count | None = 25
-    """Write a checkpoint every so many steps, RL and SFT alike; None: only at the end."""
+    """Write a checkpoint every so many steps, RL and SFT alike; none: only at the end."""
     keep_checkpoints: Count = 2
     """How many of the newest checkpoints stay."""
     samples_per_step: CountOrZero = 4

@@ -1,0 +1,50 @@
+"""`--dry-run` of every recipe, on stand-ins of the formats it names."""
+
+import pytest
+
+from mifo.cli import main
+from mifo.config.load import recipe_names
+
+PAPER = ("qwen2.5-math-1.5b", "qwen2.5-math-7b", "llama-3.1-8b")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_dry_run(name, model_folder, gsm8k_files, verl_file, tmp_path, capsys, monkeypatch, no_model_is_loaded):
+    monkeypatch.chdir(tmp_path)
+    flags = [] if name == "tiny" else ["--model.path", model_folder]
+    if name == "gsm8k-smollm2":
+        flags += ["--data.train", gsm8k_files[0], "--data.evaluation", gsm8k_files[1]]
+    if name in PAPER:
+        flags += ["--data.train", verl_file]
+    assert main(["train", name, *flags, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "a prompt as the model sees it" in shown
+    assert "its demonstration" in shown
+    assert "memory in all" in shown
+    assert f"the run goes to runs/{name}" in shown
+    assert not list(tmp_path.iterdir())  # nothing is written
+    if name in PAPER:
+        assert "6 training problems, 6 with a demonstration; 0 held out" in shown
+        assert "User: This is the problem:\nWhat is" in shown
+        assert "Assistant: <think>" in shown
+        assert "1078 steps" in shown
+    if name == "gsm8k-smollm2":
+        assert "8 training problems, 8 with a demonstration; 8 held out" in shown
+        assert "\\boxed{" in shown
+        assert "<<" not in shown
+
+
+def test_a_long_demonstration_is_shortened(model_folder, tmp_path, capsys):
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"problem": "1+1?", "answer": "2", "demonstration": "' + "so " * 2000 + '\\\\boxed{2}"}')
+    flags = ["--model.path", model_folder, "--data.train", str(path), "--data.evaluation", "none"]
+    assert main(["train", "smollm2-arithmetic", *flags, "--dry-run"]) == 0
+    assert "more characters)" in capsys.readouterr().out
+
+
+def test_a_context_that_is_too_short_is_found_without_weights(model_folder, capsys, no_model_is_loaded):
+    flags = ["--model.path", model_folder, "--rollout.max-response-tokens", "16384"]
+    assert main(["train", "smollm2-arithmetic", *flags, "--dry-run"]) == 2
+    message = capsys.readouterr().err
+    assert "rollout.max_response_tokens = 16384" in message
+    assert "has 16384. Lower max_response_tokens or raise model.context" in message

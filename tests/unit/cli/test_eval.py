@@ -1,0 +1,73 @@
+"""`mifo eval` on a model folder and on a run folder."""
+
+import json
+
+import pytest
+
+from mifo.cli import main
+from mifo.config.decode import encode
+from mifo.config.load import load_config
+from mifo.data.chartok import char_tokenizer
+from mifo.data.tasks import INSTRUCTION
+from mifo.train.model import tiny_model
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A finished run: its configuration and its exported model."""
+    _, config = load_config("tiny", ["--train.threads", "1"])
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(encode(config)))
+    tiny_model().save_pretrained(folder / "export")
+    char_tokenizer().save_pretrained(folder / "export")
+    return folder
+
+
+def test_a_run_brings_its_data_settings_and_length(run_folder, tmp_path, capsys, monkeypatch):
+    prompts = []
+    render = "mifo.data.chat.Chat.render"
+    from mifo.data.chat import Chat
+
+    original = Chat.render
+    monkeypatch.setattr(render, lambda chat, problem: prompts.append(original(chat, problem)) or prompts[-1])
+    figures = tmp_path / "figures.json"
+    assert main(["eval", str(run_folder), "--data", "embedded:validation", "--limit", "5", "--json", str(figures)]) == 0
+    shown = capsys.readouterr().out
+    assert "split validation (tiny)" in shown
+    assert "95 % interval" in shown
+    assert "for 5 problems" in shown
+    record = json.loads(figures.read_text())
+    assert record["problems"] == 5
+    assert record["model"] == str(run_folder)
+    assert record["response_length"] <= 12  # the run's longest response, not the default of 512
+    assert prompts[-1].startswith("<bos><user>")  # no system turn: the run had none
+
+
+def test_a_model_folder_is_told_to_box_answers_on_embedded_data(run_folder, tmp_path, capsys, monkeypatch):
+    seen = []
+    import mifo.commands
+
+    original = mifo.commands.Chat
+
+    def spy(tokenizer, template, system_prompt):
+        seen.append((template, system_prompt))
+        return original(tokenizer, template, system_prompt)
+
+    monkeypatch.setattr(mifo.commands, "Chat", spy)
+    model = str(run_folder / "export")
+    assert main(["eval", model, "--limit", "9", "--max-tokens", "4"]) == 0
+    assert "system prompt: " + INSTRUCTION in capsys.readouterr().out
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"problem": "1+1?", "answer": "2"}')
+    assert main(["eval", model, "--data", str(own), "--max-tokens", "4"]) == 0
+    assert "system prompt" not in capsys.readouterr().out
+    assert main(["eval", model, "--limit", "9", "--max-tokens", "4", "--system-prompt", "Hm."]) == 0
+    assert seen == [("tokenizer", INSTRUCTION), ("tokenizer", None), ("tokenizer", "Hm.")]
+
+
+def test_a_context_that_is_too_short(run_folder, capsys):
+    assert main(["eval", str(run_folder / "export"), "--limit", "9"]) == 2
+    message = capsys.readouterr().err
+    assert "--max-tokens = 512 do not fit the 256 positions" in message
+    assert "Lower --max-tokens to" in message

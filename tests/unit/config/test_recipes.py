@@ -1,0 +1,90 @@
+"""Every shipped recipe is read, checked, and says what its name promises."""
+
+import dataclasses
+import re
+
+import pytest
+
+from mifo.config.load import load_config, read_recipe, recipe_names
+from mifo.config.schema import GrpoMethod, MifoMethod, SftMethod
+from mifo.data import tasks
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_it_is_read_and_checked(name):
+    recipe, config = load_config(name)
+    assert recipe.name == recipe.source == name
+    assert recipe.description
+    assert "\n" not in recipe.description
+    assert config.run.name is None  # the run folder is named after the recipe
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_it_names_embedded_families_that_exist(name):
+    data = load_config(name)[1].data
+    assert set(data.families) <= set(tasks.FAMILIES)
+
+
+def test_the_ablations_differ_from_mifo_in_nothing_else():
+    _, base = load_config("smollm2-arithmetic")
+    settings = {
+        "mifo-int": {"token_fraction": 1.0, "freeze_top": 0.0},
+        "mifo-es": {"token_fraction": 0.2, "freeze_top": 0.0},
+        "mifo-pf": {"token_fraction": 1.0, "freeze_top": 0.5},
+        "mifo-dagger": {"token_fraction": 0.2, "freeze_top": 0.5, "history": 0.0},
+    }
+    for name, changes in settings.items():
+        _, config = load_config(name)
+        assert isinstance(config.method, MifoMethod)
+        assert config == dataclasses.replace(base, method=dataclasses.replace(base.method, **changes)), name
+
+
+def test_the_baselines_share_model_data_and_optimizers():
+    _, base = load_config("smollm2-arithmetic")
+    _, grpo = load_config("grpo-smollm2")
+    _, sft = load_config("sft-smollm2")
+    assert isinstance(grpo.method, GrpoMethod)
+    assert isinstance(sft.method, SftMethod)
+    assert grpo.method.rl == base.method.rl
+    for config in (grpo, sft):
+        for table in ("model", "data", "rollout", "rl_optimizer", "sft_optimizer"):
+            assert getattr(config, table) == getattr(base, table)
+    assert grpo.train == base.train
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-math-1.5b", "qwen2.5-math-7b", "llama-3.1-8b"])
+def test_the_published_set_up(name):
+    """Appendix C of the paper, number by number."""
+    _, config = load_config(name)
+    method = config.method
+    assert isinstance(method, MifoMethod)
+    assert (method.rl.prompts_per_step, method.rl.rollouts_per_prompt, method.rl.updates_per_step) == (128, 8, 2)
+    assert (method.rl.entropy_coefficient, method.rl.kl_coefficient, method.rl.advantage_std) == (0.001, 0.0, False)
+    assert (method.accuracy_threshold, method.buffer_size) == (1 / 8, 64)
+    assert (method.token_fraction, method.freeze_top, method.history) == (0.2, 0.5, 0.5)
+    assert config.rl_optimizer.learning_rate == 1e-6
+    assert config.rollout.temperature == 1.0
+    assert config.rollout.max_response_tokens == config.evaluation_tokens == 8192
+    assert config.evaluation.temperature == 0.6
+    assert config.data.template == "luffy"
+    assert config.data.train == "Elliott/Openr1-Math-46k-8192"
+    assert config.train.steps == 3 * 46_000 // 128
+    stretched = (config.model.rope_theta, config.model.context) == (40_000, 16_384)
+    assert stretched == name.startswith("qwen")
+
+
+def test_tiny_is_small_and_has_half_filled_buffers():
+    _, config = load_config("tiny")
+    method = config.method
+    assert config.model.path == "tiny"
+    assert method.rl.prompts_per_step < method.buffer_size
+    assert method.sft_batch_size < method.buffer_size
+    assert 0 < method.token_fraction < 1
+    assert method.freeze_top > 0
+    assert config.data.train_problems >= method.buffer_size  # the buffer holds a question once
+
+
+def test_paper_recipes_need_no_network_to_be_read():
+    for name in recipe_names():
+        tables = read_recipe(name).tables
+        assert re.fullmatch(r"[\w./-]+", tables["model"]["path"])
