@@ -78,6 +78,7 @@ class Grpo:
     """RL alone."""
 
     needs_demonstrations = False
+    uses_demonstrations = False
     freeze: Freeze | None = None
 
     def __init__(self, method: GrpoMethod, config: Config) -> None:

@@ -25,6 +25,7 @@ class Mifo:
     """RL→SFT intervals with entropy selection and element freezing."""
 
     needs_demonstrations = False
+    uses_demonstrations = True
 
     def __init__(self, method: MifoMethod, config: Config) -> None:
         self.method = method

@@ -64,6 +64,7 @@ class Sft:
     """SFT alone."""
 
     needs_demonstrations = True
+    uses_demonstrations = True
     needs_reference = False
     freeze: Freeze | None = None
 

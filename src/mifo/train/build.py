@@ -16,7 +16,7 @@ from mifo.config.decode import encode
 from mifo.config.schema import Config
 from mifo.core.importance import ImportanceMap
 from mifo.data.chat import Chat
-from mifo.errors import CheckpointError, ModelError
+from mifo.errors import CheckpointError, DataError, ModelError
 from mifo.methods import Method, make_method
 from mifo.rewards import Answer, Grader
 from mifo.rollout.engine import Engine, make_engine
@@ -67,6 +67,12 @@ def prepare(config: Config, grader: Grader) -> Prepared:
         return grader.grade([Answer(grader=name, gold=answer, text=response)])[0]
 
     corpus = read_corpus(config, chat, verify, needs_demonstrations=method.needs_demonstrations)
+    if method.uses_demonstrations and not corpus.with_demonstration:
+        raise DataError(
+            f"data.train = '{config.data.train}': no problem has a verified demonstration, so method.name = "
+            f"'{config.method.name}' would never learn from one. {corpus.notes[0]} Solutions that are right but end without "
+            "a boxed answer can be used with data.box_answers = true; for RL alone use method.name = 'grpo'."
+        )
     return Prepared(config=config, tokenizer=tokenizer, chat=chat, method=method, corpus=corpus)
 
 
