@@ -91,10 +91,10 @@ def _add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--data",
-        default="embedded",
-        help="a data file or hub id, or embedded, embedded:validation, embedded:ood (default: embedded)",
+        help="a data file or hub id, or embedded, embedded:validation, embedded:ood (default: the held-out problems of the "
+        "run, or embedded)",
     )
-    parser.add_argument("--split", default="test", help="split of a datasets folder or hub data set (default: test)")
+    parser.add_argument("--split", help="split of a datasets folder or hub data set (default: as in the run, or test)")
     parser.add_argument("--limit", type=int, metavar="N", help="measure on the first N problems")
     parser.add_argument(
         "--samples", type=int, default=1, metavar="N", help="responses a problem, averaged (default: 1)"

@@ -172,7 +172,7 @@ def eval_command(known: argparse.Namespace) -> int:
     console.print(_score_table(known.model, score))
     console.print(f"{clock(time.perf_counter() - start)} for {len(problems)} problems", highlight=False)
     if known.json is not None:
-        record = {"model": known.model, "data": known.data, **score_record(score)}
+        record = {"model": known.model, "data": config.data.evaluation, **score_record(score)}
         Path(known.json).expanduser().write_text(json.dumps(record, indent=2), encoding="utf-8")
     return 0
 
@@ -203,14 +203,20 @@ def _eval_config(known: argparse.Namespace) -> Config:
             data=DataConfig(system_prompt=INSTRUCTION if _needs_instruction(known) else None),
             rollout=RolloutConfig(max_response_tokens=EVAL_TOKENS),
         )
-    choices: Mapping[str, Any] = {"template": known.template, "system_prompt": known.system_prompt}
-    data = replace(
-        config.data,
-        evaluation=known.data,
-        evaluation_split=known.split,
-        evaluation_problems=known.limit if known.limit is not None else _default_limit(known.data, config),
-        **{name: value for name, value in choices.items() if value is not None},
-    )
+    if known.data is None and config.data.evaluation == "none":
+        raise ConfigError(f"{folder} was trained without held-out problems. Name some with --data.")
+    data_changed = known.data not in (None, config.data.evaluation)
+    choices: Mapping[str, Any] = {
+        "evaluation": known.data,
+        "evaluation_split": known.split,
+        "evaluation_problems": known.limit,
+        "template": known.template,
+        "system_prompt": known.system_prompt,
+    }
+    data = config.data
+    if data_changed and not known.data.startswith("embedded"):
+        data = replace(data, evaluation_problems=None)  # all of a file; embedded problems are made to order
+    data = replace(data, **{name: value for name, value in choices.items() if value is not None})
     evaluation = EvaluationConfig(
         samples=known.samples,
         temperature=known.temperature,
@@ -238,11 +244,8 @@ def _run_config(folder: Path) -> Config:
 
 def _needs_instruction(known: argparse.Namespace) -> bool:
     """Embedded problems do not say that the answer belongs in a box; a model that was not trained on them must be told."""
-    return bool(known.data.startswith("embedded") and known.template in (None, "tokenizer"))
-
-
-def _default_limit(data: str, config: Config) -> int | None:
-    return config.data.evaluation_problems if data.startswith("embedded") else None
+    embedded = known.data is None or known.data.startswith("embedded")
+    return bool(embedded and known.template in (None, "tokenizer"))
 
 
 def _score_table(model: str, score: Score) -> Table:

@@ -32,13 +32,14 @@ def test_a_run_brings_its_data_settings_and_length(run_folder, tmp_path, capsys,
     original = Chat.render
     monkeypatch.setattr(render, lambda chat, problem: prompts.append(original(chat, problem)) or prompts[-1])
     figures = tmp_path / "figures.json"
-    assert main(["eval", str(run_folder), "--data", "embedded:validation", "--limit", "5", "--json", str(figures)]) == 0
+    assert main(["eval", str(run_folder), "--limit", "5", "--json", str(figures)]) == 0
     shown = capsys.readouterr().out
     assert "split validation (tiny)" in shown
     assert "95 % interval" in shown
     assert "for 5 problems" in shown
     record = json.loads(figures.read_text())
     assert record["problems"] == 5
+    assert record["data"] == "embedded:validation"  # what the run was measured on
     assert record["model"] == str(run_folder)
     assert record["response_length"] <= 12  # the run's longest response, not the default of 512
     assert prompts[-1].startswith("<bos><user>")  # no system turn: the run had none
@@ -64,6 +65,23 @@ def test_a_model_folder_is_told_to_box_answers_on_embedded_data(run_folder, tmp_
     assert "system prompt" not in capsys.readouterr().out
     assert main(["eval", model, "--limit", "9", "--max-tokens", "4", "--system-prompt", "Hm."]) == 0
     assert seen == [("tokenizer", INSTRUCTION), ("tokenizer", None), ("tokenizer", "Hm.")]
+
+
+def test_other_data_than_the_run_had(run_folder, tmp_path, capsys):
+    own = tmp_path / "own.jsonl"
+    own.write_text("\n".join(json.dumps({"problem": f"{i}+1?", "answer": str(i + 1)}) for i in range(20)))
+    assert main(["eval", str(run_folder), "--data", str(own)]) == 0
+    assert "for 20 problems" in capsys.readouterr().out  # all of a file, not the 13 of the run
+    assert main(["eval", str(run_folder), "--data", "embedded", "--limit", "7"]) == 0
+    assert "split test (tiny)" in capsys.readouterr().out
+
+
+def test_a_run_without_held_out_problems_needs_data(run_folder, capsys):
+    stored = json.loads((run_folder / "config.json").read_text())
+    stored["data"]["evaluation"] = "none"
+    (run_folder / "config.json").write_text(json.dumps(stored))
+    assert main(["eval", str(run_folder)]) == 2
+    assert "was trained without held-out problems. Name some with --data." in capsys.readouterr().err
 
 
 def test_a_context_that_is_too_short(run_folder, capsys):

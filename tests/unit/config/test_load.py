@@ -34,7 +34,7 @@ def test_a_file_extends_a_shipped_recipe(tmp_path):
     _, config = load_config(path)
     _, base = load_config("tiny")
     assert config.method.freeze_top == 0.25
-    assert config.method.buffer_size == base.method.buffer_size != 64
+    assert config.method.sft_batch_size == base.method.sft_batch_size == 4
 
 
 def test_another_method_replaces_the_inherited_table(tmp_path):
