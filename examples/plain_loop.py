@@ -31,13 +31,13 @@ for interval in range(6):
         if reinforce(question) <= 1 / 8:
             buffer.add(Demonstration(problem_id=str(question), prompt_ids=(question,), response_ids=(31 - question,)))
     report = importance.end_interval()
-    freeze = ElementFreeze(importance.masks())
     tokens = torch.tensor([d.prompt_ids + d.response_ids for d in buffer.take()])
     logits = model(tokens[:, :-1])  # SFT on the buffer, highest-entropy tokens only
     weights = top_entropy_weights(logits, torch.ones_like(tokens[:, 1:], dtype=torch.bool), fraction=0.2)
     losses = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     (losses * weights.flatten()).sum().div(len(losses)).backward()
-    freeze.mask_gradients()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    freeze.step(sft), sft.zero_grad()
+    with ElementFreeze(importance.masks()) as freeze:
+        freeze.mask_gradients()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        freeze.step(sft), sft.zero_grad()
     print(f"interval {interval}: {report.fraction:.0%} frozen, SFT loss {float(losses.detach().mean()):.2f}")

@@ -1,16 +1,14 @@
-"""The element mask around an optimizer step.
+"""The element mask around an optimizer's steps.
 
 Setting a gradient to zero does not freeze a parameter: AdamW still moves it by its momentum and by weight decay (METHODS 7,
-resolution 7). The hard freeze therefore puts back, after the step, the bits that the masked elements of the parameter and
-of every per-element optimizer state had before it. `grad_zero` is the literal reading of S0 §3.2, kept for comparison.
-
-The step is taken over slices of the parameters (the others' gradients are set aside), so that the copies needed to put
-things back stay small: a slice of parameters and moments instead of a second model.
+resolution 7). The hard freeze therefore puts the bits of masked elements back: those of the parameter after every step, those of
+the optimizer's per-element state (Adam's moments) when the phase ends, since nothing reads them in between. `grad_zero` is the
+literal reading of S0 §3.2, kept for comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -20,26 +18,28 @@ from torch.optim import Optimizer
 from mifo.errors import ConfigError
 
 FreezeMode = Literal["hard", "grad_zero"]
-SLICE_ELEMENTS = 1 << 25  # elements stepped together under the hard freeze: 384 MiB of copies with Adam's two moments
 MaskSource = Callable[[int], Tensor]
 
 
 class ElementFreeze:
     """Keeps masked elements of some parameters as they are while an optimizer moves the rest.
 
-        freeze = ElementFreeze(masks)          # {parameter: bool tensor, True = frozen}
-        loss.backward()
-        freeze.mask_gradients()                # before clipping: the clipped norm is that of what may move
-        clip_grad_norm_(...)
-        freeze.step(optimizer)                 # instead of optimizer.step()
+        with ElementFreeze(masks) as freeze:       # {parameter: bool tensor, True = frozen}
+            for batch in sft_phase:
+                loss(batch).backward()
+                freeze.mask_gradients()            # before clipping: the clipped norm is that of what may move
+                clip_grad_norm_(...)
+                freeze.step(optimizer)             # instead of optimizer.step()
 
-    Works around any `torch.optim` optimizer whose step needs no closure. Parameters without a mask are stepped as usual.
+    Works around any `torch.optim` optimizer whose step needs no closure. Parameters without a mask are stepped as usual. The
+    parameters are taken as they are at the first step, unless `snapshot` already holds them.
 
     Args:
         masks: for each parameter a bool tensor of its shape, True where it must not move; or, with `parameters`, a
             function from the parameter's index to its mask, so that masks need not all exist at once.
         parameters: what the indices of a mask function refer to.
         mode: "hard" or "grad_zero".
+        snapshot: with `parameters`, copies of them as they are now; left as they are. Saves the memory of another copy.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class ElementFreeze:
         parameters: Sequence[nn.Parameter] | None = None,
         *,
         mode: FreezeMode = "hard",
+        snapshot: Sequence[Tensor] | None = None,
     ) -> None:
         if isinstance(masks, Mapping):
             self.parameters = list(masks)
@@ -61,6 +62,15 @@ class ElementFreeze:
             self.parameters = list(parameters)
             self._mask = masks
         self.mode: FreezeMode = mode
+        self._kept = snapshot
+        self._optimizer: Optimizer | None = None
+        self._states: list[dict[str, Tensor]] = []
+
+    def __enter__(self) -> ElementFreeze:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.settle()
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -74,63 +84,50 @@ class ElementFreeze:
         """One step of `optimizer` after which masked elements have the bits they had before (mode "hard").
 
         Raises:
-            ConfigError: the optimizer keeps state over several parameters (LBFGS), which cannot be stepped in slices.
+            ConfigError: the optimizer mixes parameters and needs a closure (LBFGS).
         """
         if self.mode == "grad_zero":
             optimizer.step()
             return
+        if self._optimizer is None:
+            self._begin(optimizer)
+        assert self._optimizer is optimizer, "one freeze serves one optimizer"
+        assert self._kept is not None
+        optimizer.step()
+        for index, parameter in enumerate(self.parameters):
+            if parameter.grad is not None:
+                torch.where(self._mask(index), self._kept[index], parameter, out=parameter.data)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Put back the optimizer's state of masked elements; at the end of the phase, or before it is saved half-way."""
+        for index, (parameter, before) in enumerate(zip(self.parameters, self._states, strict=False)):
+            assert self._optimizer is not None
+            mask = self._mask(index)
+            for name, now in _per_element(self._optimizer, parameter).items():
+                if name in before:
+                    torch.where(mask, before[name], now, out=now)
+                else:  # made during this phase, and optimizers start from zeros
+                    now.masked_fill_(mask, 0.0)
+
+    def _begin(self, optimizer: Optimizer) -> None:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ConfigError(
                 "freeze = 'hard' with the optimizer LBFGS: it needs a closure and mixes parameters. Use AdamW or SGD."
             )
-        index_of = {parameter: index for index, parameter in enumerate(self.parameters)}
-        grads = {p: p.grad for group in optimizer.param_groups for p in group["params"]}
-        for parameter in grads:
-            parameter.grad = None
-        for piece in _slices([p for p in grads if grads[p] is not None]):
-            for parameter in piece:
-                parameter.grad = grads[parameter]
-            kept = [(p, index_of[p], _per_element_copies(optimizer, p)) for p in piece if p in index_of]
-            optimizer.step()
-            for parameter, index, copies in kept:
-                self._put_back(optimizer, parameter, index, copies)
-            for parameter in piece:
-                parameter.grad = None
-        for parameter, grad in grads.items():
-            parameter.grad = grad
-
-    def _put_back(self, optimizer: Optimizer, parameter: nn.Parameter, index: int, copies: dict[str, Tensor]) -> None:
-        mask = self._mask(index)
-        for name, before in copies.items():
-            now = parameter if name == "" else optimizer.state[parameter][name]
-            torch.where(mask, before, now, out=now.data)
-        for name, value in optimizer.state[parameter].items():
-            if name not in copies and _is_per_element(
-                value, parameter
-            ):  # made by this very step: it started from zeros
-                value.masked_fill_(mask, 0.0)
+        self._optimizer = optimizer
+        if self._kept is None:
+            self._kept = [p.detach().clone() for p in self.parameters]
+        self._states = [
+            {name: value.clone() for name, value in _per_element(optimizer, p).items()} for p in self.parameters
+        ]
 
 
-def _is_per_element(value: object, parameter: nn.Parameter) -> bool:
-    return isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim > 0
-
-
-def _per_element_copies(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Copies of the parameter (under "") and of its optimizer state of the same shape."""
-    state = optimizer.state.get(parameter, {})
-    copies = {name: value.clone() for name, value in state.items() if _is_per_element(value, parameter)}
-    copies[""] = parameter.detach().clone()
-    return copies
-
-
-def _slices(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    piece: list[nn.Parameter] = []
-    size = 0
-    for parameter in parameters:
-        if piece and size + parameter.numel() > SLICE_ELEMENTS:
-            yield piece
-            piece, size = [], 0
-        piece.append(parameter)
-        size += parameter.numel()
-    if piece:
-        yield piece
+def _per_element(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The optimizer's state tensors of the parameter's shape."""
+    state = optimizer.state[parameter] if parameter in optimizer.state else {}
+    return {
+        name: value
+        for name, value in state.items()
+        if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim > 0
+    }

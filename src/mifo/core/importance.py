@@ -135,17 +135,27 @@ def select_top_k(values: Sequence[Tensor], k: int, shards: Shards = ONE_SHARD) -
     _check_orderable(values)
     if k == 0 or not values:
         return [torch.zeros_like(v, dtype=torch.bool) for v in values]
+    return list(_top_k_masks(values, *_threshold_and_quotas(values, k, shards)))
+
+
+def _threshold_and_quotas(values: Sequence[Tensor], k: int, shards: Shards) -> tuple[int, list[int]]:
     threshold, above = top_k_threshold(values, k, shards)
-    allowed = _ties_allowed(values, threshold, k - above, shards)
-    masks = []
-    for tensor, quota in zip(values, allowed, strict=True):
+    return threshold, _ties_allowed(values, threshold, k - above, shards)
+
+
+def _top_k_masks(values: Sequence[Tensor], threshold: int, quotas: Sequence[int]) -> Iterator[Tensor]:
+    """One mask after the other, so that they need not all exist at once."""
+    for tensor, quota in zip(values, quotas, strict=True):
         bits = tensor.view(torch.int32)
         mask = bits > threshold
         if quota:
             tied = (bits == threshold).reshape(-1).nonzero()[:quota, 0]
             mask.view(-1)[tied] = True
-        masks.append(mask)
-    return masks
+        yield mask
+
+
+def _as_float(bits: int) -> float:
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
 class ImportanceMap:
@@ -187,10 +197,17 @@ class ImportanceMap:
 
     @torch.no_grad()
     def end_interval(self) -> FreezeReport:
-        """Update the map from what moved since `begin_interval` and select the elements to freeze."""
+        """Update the map from what moved since `begin_interval` and select the elements to freeze.
+
+        The snapshot is overwritten with the parameters as the SFT phase finds them: what its freeze puts back.
+        """
         for importance, start, parameter in zip(self.importance, self.start, self.parameters, strict=True):
-            moved = (parameter.float() - start.float()).abs_()
+            if start.dtype == torch.float32:  # the snapshot is free to hold Δ until it is taken anew
+                moved = torch.sub(parameter, start, out=start).abs_()
+            else:
+                moved = (parameter.float() - start.float()).abs_()
             importance.mul_(self.history).add_(moved, alpha=1.0 - self.history)
+            start.copy_(parameter)
         groups = [[i] for i in range(len(self.importance))] if self.scope == "tensor" else [range(len(self.importance))]
         self._frozen_zeros = (
             [torch.zeros_like(c, dtype=torch.bool) for c in self.importance] if self.fill_ties else None
@@ -211,13 +228,16 @@ class ImportanceMap:
         wanted = int(self.top * elements)
         if moved <= wanted and not self.fill_ties:
             return FreezeReport(elements=elements, moved=moved, frozen=moved, threshold=0.0)
-        masks = select_top_k(values, wanted, self.shards)
-        threshold = min((float(v[m].min()) for v, m in zip(values, masks, strict=True) if bool(m.any())), default=0.0)
-        for i, mask in zip(indices, masks, strict=True):
+        if wanted == 0:
+            for importance in values:
+                importance.zero_()
+            return FreezeReport(elements=elements, moved=moved, frozen=0, threshold=0.0)
+        threshold, quotas = _threshold_and_quotas(values, wanted, self.shards)
+        for i, mask in zip(indices, _top_k_masks(values, threshold, quotas), strict=True):
             if self._frozen_zeros is not None:
                 self._frozen_zeros[i] = mask & (self.importance[i] == 0)
             self.importance[i].mul_(mask)
-        return FreezeReport(elements=elements, moved=moved, frozen=wanted, threshold=threshold)
+        return FreezeReport(elements=elements, moved=moved, frozen=wanted, threshold=_as_float(threshold))
 
     def mask(self, index: int) -> Tensor:
         """M of one parameter: bool, True where SFT must not move it."""

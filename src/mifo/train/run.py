@@ -71,6 +71,7 @@ class Run:
         self.meters: list[dict[str, Any]] = []  # one entry an SFT phase: accuracy before and after, what was frozen
         self.scores: dict[str, Any] = {}
         self.frozen: dict[str, Any] | None = None
+        self.freeze: ElementFreeze | None = None  # of the SFT phase under way
         self.elapsed_before = 0.0
         self.started = self.turn_started = time.perf_counter()
 
@@ -142,13 +143,14 @@ class Run:
     def learn(self, phase: Phase, updates: Sequence[Update]) -> list[UpdateReport]:
         """The optimizer steps of this turn. π_old is computed beforehand only for updates after the first."""
         importance = self.parts.importance
-        freeze = None
-        if phase.freeze is not None and importance is not None:
-            freeze = ElementFreeze(importance.mask, importance.parameters, mode=phase.freeze.mode)
+        if phase.freeze is not None and importance is not None and self.freeze is None:
+            self.freeze = ElementFreeze(
+                importance.mask, importance.parameters, mode=phase.freeze.mode, snapshot=importance.start
+            )
         optimizer = self.parts.optimizers[phase.optimizer]
         with self.ledger.timed(phase.name):
             updates = [updates[0], *(self._with_old_policy(u) for u in updates[1:])] if updates else []
-            reports = [self.learner.apply(update, optimizer, freeze=freeze) for update in updates]
+            reports = [self.learner.apply(update, optimizer, freeze=self.freeze) for update in updates]
         self.version += len(reports)
         self._count(phase, updates, reports)
         return reports
@@ -207,7 +209,10 @@ class Run:
         )
 
     def _leave_sft(self) -> None:
-        self.frozen = None
+        if self.freeze is not None:
+            with self.ledger.timed("freeze"):
+                self.freeze.settle()
+        self.frozen = self.freeze = None
         if self.meters and "after" not in self.meters[-1]:
             self.meters[-1]["after"] = self._meter()
             self.emit("events", {"event": "sft_phase", **self.meters[-1]})
@@ -342,6 +347,8 @@ class Run:
 
     def snapshot(self) -> Snapshot:
         """All state, by component."""
+        if self.freeze is not None:
+            self.freeze.settle()
         names = {parameter: name for name, parameter in self.learner.policy.model.named_parameters()}
         tensors: dict[str, Mapping[str, Any]] = {"model": {names[p]: p for p in self.learner.parameters}}
         for name, optimizer in self.parts.optimizers.items():

@@ -44,6 +44,10 @@ def test_masked_elements_and_their_moments_keep_their_bits(optimizer_class, sett
         gradients(parameters, draw)
         freeze.mask_gradients()
         freeze.step(optimizer)
+        for parameter, old in zip(parameters, before, strict=True):  # after every step, not only at the end
+            mask = masks[parameter]
+            assert torch.equal(parameter.detach()[mask].view(torch.int32), old[mask].view(torch.int32))
+    freeze.settle()
     for parameter, old, state in zip(parameters, before, moments, strict=True):
         mask = masks[parameter]
         assert torch.equal(parameter.detach()[mask].view(torch.int32), old[mask].view(torch.int32))
@@ -87,6 +91,7 @@ def test_first_step_of_a_fresh_optimizer():
     freeze = ElementFreeze({parameter: mask})
     freeze.mask_gradients()
     freeze.step(optimizer)
+    freeze.settle()
     assert parameter.detach()[mask].tolist() == [1.0, 1.0]
     assert optimizer.state[parameter]["exp_avg"][mask].tolist() == [0.0, 0.0]
     assert bool((parameter.detach()[~mask] < 1.0).all())
@@ -99,19 +104,35 @@ def test_gradient_that_is_not_finite_is_masked():
     assert parameter.grad.tolist() == [0.0, 1.0]
 
 
-def test_slices_do_not_matter(monkeypatch):
+def test_settling_half_way_changes_nothing():
+    """A checkpoint in the middle of a phase settles; the phase then ends in the same bits."""
     runs = []
-    for size in (1, 1 << 25):
-        monkeypatch.setattr("mifo.core.freeze.SLICE_ELEMENTS", size)
+    for half_way in (False, True):
         parameters, masks, optimizer, draw = setup(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
-        gradients(parameters, draw)
-        freeze = ElementFreeze(masks)
-        freeze.mask_gradients()
-        freeze.step(optimizer)
-        runs.append([p.detach().clone() for p in parameters])
-        assert all(p.grad is not None for p in parameters)
+        with ElementFreeze(masks) as freeze:
+            for _ in range(4):
+                gradients(parameters, draw)
+                freeze.mask_gradients()
+                freeze.step(optimizer)
+                if half_way:
+                    freeze.settle()
+        moments = [optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq")]
+        runs.append([p.detach().clone() for p in parameters] + [m.clone() for m in moments])
     for a, b in zip(*runs, strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_given_snapshot_is_used_and_left_alone():
+    parameters, masks, optimizer, draw = setup(torch.optim.AdamW, lr=1e-2)
+    snapshot = [p.detach().clone() for p in parameters]
+    copies = [s.clone() for s in snapshot]
+    tensors = list(masks.values())
+    gradients(parameters, draw)
+    with ElementFreeze(tensors.__getitem__, parameters, snapshot=snapshot) as freeze:
+        freeze.step(optimizer)
+    for parameter, kept, copy in zip(parameters, snapshot, copies, strict=True):
+        assert torch.equal(kept, copy)
+        assert torch.equal(parameter.detach()[masks[parameter]], copy[masks[parameter]])
 
 
 def test_parameters_without_mask_or_gradient():
