@@ -244,6 +244,13 @@ class ImportanceMap:
         positive = self.importance[index] > 0
         return positive if self._frozen_zeros is None else positive | self._frozen_zeros[index]
 
+    def frozen_bits(self, index: int) -> Tensor:
+        """M of one parameter as int32: −1 (all bits) where SFT must not move it, 0 elsewhere; for `ElementFreeze`."""
+        bits = self.importance[index].view(torch.int32).neg().bitwise_right_shift_(31)
+        if self._frozen_zeros is not None:
+            bits.bitwise_or_(self._frozen_zeros[index].to(torch.int32).neg_())
+        return bits
+
     def masks(self) -> dict[nn.Parameter, Tensor]:
         """M of every parameter, all at once (one byte an element); `mask` makes one at a time."""
         return {p: self.mask(i) for i, p in enumerate(self.parameters)}

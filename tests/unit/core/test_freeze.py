@@ -126,9 +126,9 @@ def test_a_given_snapshot_is_used_and_left_alone():
     parameters, masks, optimizer, draw = setup(torch.optim.AdamW, lr=1e-2)
     snapshot = [p.detach().clone() for p in parameters]
     copies = [s.clone() for s in snapshot]
-    tensors = list(masks.values())
+    bits = [-mask.int() for mask in masks.values()]
     gradients(parameters, draw)
-    with ElementFreeze(tensors.__getitem__, parameters, snapshot=snapshot) as freeze:
+    with ElementFreeze(bits.__getitem__, parameters, snapshot=snapshot) as freeze:
         freeze.step(optimizer)
     for parameter, kept, copy in zip(parameters, snapshot, copies, strict=True):
         assert torch.equal(kept, copy)
@@ -150,3 +150,21 @@ def test_lbfgs_is_refused():
     freeze = ElementFreeze({parameter: torch.zeros(2, dtype=torch.bool)})
     with pytest.raises(ConfigError, match="LBFGS"):
         freeze.step(torch.optim.LBFGS([parameter]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_every_width_and_every_value(dtype):
+    """Signed zeros, NaN and infinities keep their bits; transposed gradients are masked too."""
+    values = torch.tensor([[0.0, -0.0, float("nan")], [float("inf"), -1.5, 2.0]], dtype=dtype)
+    parameter = nn.Parameter(values.clone())
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    parameter.grad = torch.full((3, 2), float("nan"), dtype=dtype).t()
+    with ElementFreeze({parameter: mask}) as freeze:
+        freeze.mask_gradients()
+        assert parameter.grad[mask].tolist() == [0.0] * 4
+        parameter.grad = torch.ones(2, 3, dtype=dtype)
+        freeze.step(optimizer)
+    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    assert torch.equal(parameter.detach().view(width)[mask], values.view(width)[mask])
+    assert parameter.detach()[~mask].tolist() == [-2.5, 1.0]

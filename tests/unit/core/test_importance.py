@@ -134,6 +134,8 @@ def test_elements_that_never_moved_are_never_frozen_unless_asked():
     move([parameter], [delta])
     assert filled.end_interval().frozen == 3
     assert filled.mask(0).tolist() == [True, True, True, False, False, False]
+    for map_ in (importance, filled):
+        assert torch.equal(map_.frozen_bits(0), -map_.mask(0).int())
 
 
 def test_scope_tensor_takes_the_share_of_each():
