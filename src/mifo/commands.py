@@ -21,7 +21,7 @@ from mifo.data.tasks import INSTRUCTION
 from mifo.errors import ConfigError, ModelError
 from mifo.eval.score import evaluate, evaluation_sampling, make_evaluate
 from mifo.rewards import Answer
-from mifo.train.build import Prepared, build_engine, build_run, make_grader, prepare
+from mifo.train.build import Prepared, build_engine, build_run, check_folder, make_grader, prepare
 from mifo.train.console import RunDisplay, clock, closing_table
 from mifo.train.corpus import read_evaluation
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
@@ -45,6 +45,7 @@ def train_command(recipe: Recipe, config: Config, *, resume: bool) -> int:
     """`mifo train`: prepare, train, export, and say how it went."""
     console = Console(soft_wrap=True)
     folder = run_folder(recipe, config)
+    check_folder(folder, config, resume=resume)
     with make_grader(config) as grader:
         prepared = prepare(config, grader)
         for note in prepared.corpus.notes:

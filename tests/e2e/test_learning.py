@@ -72,7 +72,7 @@ def test_exported_model_is_plain_hugging_face(run):
 def test_eval_of_the_run_repeats_its_figure(run, tmp_path):
     folder, summary = run
     target = tmp_path / "score.json"
-    assert main(["eval", str(folder), "--data", "embedded", "--json", str(target)]) == 0
+    assert main(["eval", str(folder), "--json", str(target)]) == 0
     score = json.loads(target.read_text())
     assert score["accuracy"] == pytest.approx(summary["accuracy_after"])
     assert score["problems"] == summary["problems"]

@@ -118,3 +118,13 @@ def test_old_checkpoints_are_dropped(tmp_path):
     config = replaced(small_config(), "run", keep_checkpoints=2)
     run_small(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4)), tmp_path / "run")
     assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 2
+
+
+def test_a_start_that_failed_leaves_nothing_in_the_way(tmp_path):
+    """A model that cannot be loaded must not turn its folder into a run that can neither start nor resume."""
+    from mifo.errors import ModelError
+
+    folder = tmp_path / "run"
+    with pytest.raises(ModelError):
+        run_small(small_config(rollout={"max_response_tokens": 300}), folder)  # the tiny model has 256 positions
+    assert run_small(small_config(train={"steps": 1}), folder).steps == 1

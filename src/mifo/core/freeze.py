@@ -149,7 +149,7 @@ def _put_back(values: Tensor, kept: Tensor, bits: Tensor) -> None:
 
 def _per_element(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
     """The optimizer's state tensors of the parameter's shape."""
-    state = optimizer.state[parameter] if parameter in optimizer.state else {}
+    state = optimizer.state.get(parameter, {})
     return {
         name: value
         for name, value in state.items()

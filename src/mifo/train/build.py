@@ -93,7 +93,7 @@ def build_run(
         ModelError: the model cannot do what the configuration asks.
     """
     config = prepared.config
-    open_folder(folder, config, resume=resume)
+    check_folder(folder, config, resume=resume)
     set_up_cpu(config.train.threads)
     device = pick_device(config.model.device)
     dtype = pick_dtype(config.model.compute, device)
@@ -131,6 +131,7 @@ def build_run(
             listener=listener,
         )
     )
+    open_folder(folder, config)
     if resume:
         run.restore(load_checkpoint(list_checkpoints(folder / "checkpoints")[-1]))
     return run
@@ -167,18 +168,34 @@ def check_context(model: PreTrainedModel, config: Config, corpus: Corpus) -> Non
         )
 
 
-def open_folder(folder: Path, config: Config, *, resume: bool) -> None:
-    """Make the run folder, or check that it can be resumed with this configuration."""
-    stored = folder / "config.json"
-    plain = encode(config)
+def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
+    """Whether a run of this configuration may start, or go on, in a folder; cheap, so it comes before the data is read.
+
+    Raises:
+        CheckpointError: the folder holds a run and `resume` is false, or `resume` is true and there is nothing to resume
+            or the configuration differs.
+    """
+    has_checkpoint = bool(list_checkpoints(folder / "checkpoints"))
     if resume:
-        if not stored.is_file() or not list_checkpoints(folder / "checkpoints"):
+        if not has_checkpoint:
             raise CheckpointError(f"{folder} holds no checkpoint to resume from. Start it without --resume.")
-        _check_same(json.loads(stored.read_text(encoding="utf-8")), plain, folder)
-    elif stored.is_file():
-        raise CheckpointError(f"{folder} already holds a run. Continue it with --resume, or choose another --run.name.")
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        _check_same(stored, encode(config), folder)
+    elif has_checkpoint:
+        raise CheckpointError(
+            f"{folder} already holds a run. Continue it with --resume, choose another --run.name, or delete the folder."
+        )
+    elif (folder / "metrics.jsonl").is_file():
+        raise CheckpointError(
+            f"{folder} already holds a run that stopped before its first checkpoint. Choose another --run.name, or delete "
+            "the folder."
+        )
+
+
+def open_folder(folder: Path, config: Config) -> None:
+    """Make the run folder and write its configuration, once everything that can fail has been loaded."""
     folder.mkdir(parents=True, exist_ok=True)
-    stored.write_text(json.dumps(plain, indent=2), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(encode(config), indent=2), encoding="utf-8")
 
 
 def _check_same(old: object, new: object, folder: Path, where: str = "") -> None:

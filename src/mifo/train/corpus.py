@@ -10,7 +10,7 @@ from typing import Literal
 from mifo.config.schema import Config, DataConfig
 from mifo.data import tasks
 from mifo.data.chat import Chat
-from mifo.data.problems import Verify, load_problems, summary
+from mifo.data.problems import LoadReport, Verify, load_problems, summary
 from mifo.errors import DataError
 from mifo.types import GraderName, Problem, TokenIds, Verdict
 
@@ -113,16 +113,23 @@ def _read(data: DataConfig, part: Part, verify: Verify) -> tuple[tuple[Problem, 
     count = data.train_problems if part == "train" else data.evaluation_problems
     if path in EMBEDDED_SPLITS:
         return _embedded(data, part, count)
-    report = load_problems(
+    try:
+        report = _load(data, part, path, verify)
+    except DataError as error:  # it speaks of data = PATH; the user wrote data.train or data.evaluation
+        raise DataError(str(error).replace("data = ", f"data.{part} = ", 1)) from error
+    problems = report.problems[:count]
+    cut = "" if len(problems) == len(report.problems) else f" Using the first {count}."
+    return problems, f"data.{part}: {summary(report)}{cut}", report.fingerprint
+
+
+def _load(data: DataConfig, part: Part, path: str, verify: Verify) -> LoadReport:
+    return load_problems(
         path,
         verify=verify,
         split=data.split if part == "train" else data.evaluation_split,
         strip_think=data.template == "luffy",
         box_answer=data.box_answers and part == "train",
     )
-    problems = report.problems[:count]
-    cut = "" if len(problems) == len(report.problems) else f" Using the first {count}."
-    return problems, f"data.{part}: {summary(report)}{cut}", report.fingerprint
 
 
 def _embedded(data: DataConfig, part: Part, count: int | None) -> tuple[tuple[Problem, ...], str, str]:

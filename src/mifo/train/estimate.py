@@ -11,13 +11,13 @@ import time
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from mifo.config.schema import Config
 from mifo.methods import Method
 from mifo.train.corpus import Corpus
 from mifo.train.device import pick_device, pick_dtype
-from mifo.train.model import TINY, resolve_model_path, stretch_context, tiny_model
+from mifo.train.model import TINY, read_model_config, tiny_model
 
 TRAIN_UTILISATION, DECODE_UTILISATION = 0.35, 0.15
 GIB = 1 << 30
@@ -68,12 +68,7 @@ def _empty_model(config: Config) -> torch.nn.Module:
     """The architecture on the meta device: shapes without weights."""
     if config.model.path == TINY:
         return tiny_model()
-    model_config = AutoConfig.from_pretrained(
-        resolve_model_path(config.model.path),
-        revision=config.model.revision,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    stretch_context(model_config, config.model)
+    model_config = read_model_config(config.model)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.model.trust_remote_code)
 
@@ -95,9 +90,12 @@ def _memory(
     size = shape.config
     width = torch.finfo(dtype).bits // 8
     tokens = min(config.train.micro_batch_tokens, int(sequences * (prompt + config.rollout.max_response_tokens)))
-    per_layer = 16 * size.hidden_size + 3 * size.intermediate_size
+    per_layer = 16 * size.hidden_size + 3 * (
+        size.intermediate_size if hasattr(size, "intermediate_size") else 4 * size.hidden_size
+    )
     layers = 2 if config.model.activation_checkpointing else size.num_hidden_layers
-    kv = 2 * size.num_hidden_layers * size.num_key_value_heads * (size.hidden_size // size.num_attention_heads)
+    key_heads = size.num_key_value_heads if hasattr(size, "num_key_value_heads") else size.num_attention_heads
+    kv = 2 * size.num_hidden_layers * key_heads * (size.hidden_size // size.num_attention_heads)
     rows = min(config.rollout.batch_rows or sequences, sequences)
     moments = 4 if config.method.name == "mifo" else 2
     return {

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -77,11 +78,8 @@ def load_model(config: ModelConfig, *, seed: int = 0) -> PreTrainedModel:
     if config.path == TINY:
         return tiny_model(seed)
     path = resolve_model_path(config.path)
+    model_config = read_model_config(config)
     try:
-        model_config = AutoConfig.from_pretrained(
-            path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-        stretch_context(model_config, config)
         model = AutoModelForCausalLM.from_pretrained(
             path,
             config=model_config,
@@ -90,10 +88,27 @@ def load_model(config: ModelConfig, *, seed: int = 0) -> PreTrainedModel:
             dtype=torch.float32,
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(_load_message("model", config.path, error)) from error
     disable_dropout(model)
     return model
+
+
+def read_model_config(config: ModelConfig) -> Any:
+    """The transformers configuration of the model, with RoPE base and context raised if asked for; loads no weights.
+
+    Raises:
+        ModelError: it cannot be read, or is of an architecture that transformers does not know.
+    """
+    path = resolve_model_path(config.path)
+    try:
+        model_config = AutoConfig.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_load_message("configuration", config.path, error)) from error
+    stretch_context(model_config, config)
+    return model_config
 
 
 def stretch_context(model_config: Any, config: ModelConfig) -> None:

@@ -8,7 +8,7 @@ import random
 
 import pytest
 import torch
-from conftest import make_sequences
+from builders import make_sequences
 
 from mifo.config.schema import OptimizerConfig
 from mifo.core.freeze import ElementFreeze

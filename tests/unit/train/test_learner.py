@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_sequences
+from builders import make_sequences
 
 from mifo.config.schema import OptimizerConfig
 from mifo.core.losses import CrossEntropy, KlToReference, PolicyGradient

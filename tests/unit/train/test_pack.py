@@ -1,5 +1,5 @@
 import pytest
-from conftest import make_sequences
+from builders import make_sequences
 from hypothesis import given
 from hypothesis import strategies as st
 

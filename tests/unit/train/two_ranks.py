@@ -4,7 +4,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from conftest import make_sequences
+from builders import make_sequences
 
 from mifo.core.importance import Shards, select_top_k
 from mifo.core.losses import CrossEntropy, PolicyGradient
