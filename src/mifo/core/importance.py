@@ -24,6 +24,7 @@ from mifo.core.reduce import AllSum, single_rank
 from mifo.errors import NumericsError
 
 BLOCK = 1 << 22  # elements looked at at once: the histogram works in cache and needs no copy of the map
+CACHE_BLOCK = 1 << 16  # elements that several passes over a few tensors find in a core's cache again
 LOW_BITS = 15
 INFINITY_BITS = 0x7F800000
 
@@ -102,15 +103,27 @@ def top_k_threshold(values: Sequence[Tensor], k: int, shards: Shards = ONE_SHARD
     low = torch.zeros(1 << LOW_BITS, dtype=torch.int64, device=device)
     for tensor in values:
         for bits in _bits(tensor):
-            inside = bits[(bits >> LOW_BITS) == upper]
-            low += torch.bincount(inside & ((1 << LOW_BITS) - 1), minlength=len(low))
+            low += _counts_within(bits, upper)
     lower, above_in_bin = _descend(shards.all_sum(low), k - above)
     return (upper << LOW_BITS) | lower, above + above_in_bin
 
 
+def _counts_within(bits: Tensor, upper: int) -> Tensor:
+    """Histogram of the lower bits of those values whose upper bits are `upper`: int64 [1 << LOW_BITS]."""
+    size = 1 << LOW_BITS
+    if bits.device.type == "cpu":  # others fall into a bin at either end: faster than to pick out those within
+        places = (bits - (upper << LOW_BITS)).clamp_(-1, size).add_(1)
+        return torch.bincount(places, minlength=size + 2)[1:-1]
+    inside = bits[(bits >> LOW_BITS) == upper]
+    return torch.bincount(inside & (size - 1), minlength=size)
+
+
 def _ties_allowed(values: Sequence[Tensor], threshold: int, ties: int, shards: Shards) -> list[int]:
     """How many elements equal to the threshold each local tensor may keep, first tensor and lowest rank first."""
-    local = [sum(int((bits == threshold).sum()) for bits in _bits(tensor)) for tensor in values]
+    local: list[int] = []
+    for tensor in values:
+        settled = shards.size == 1 and sum(local) >= ties  # the rest gets none, however many it has
+        local.append(0 if settled else sum(int((bits == threshold).sum()) for bits in _bits(tensor)))
     table = torch.zeros(len(values), shards.size, dtype=torch.int64, device=values[0].device)
     table[:, shards.rank] = torch.tensor(local, dtype=torch.int64, device=table.device)
     flat = shards.all_sum(table).reshape(-1)
@@ -152,6 +165,22 @@ def _top_k_masks(values: Sequence[Tensor], threshold: int, quotas: Sequence[int]
             tied = (bits == threshold).reshape(-1).nonzero()[:quota, 0]
             mask.view(-1)[tied] = True
         yield mask
+
+
+def _keep_top(values: Sequence[Tensor], threshold: int, quotas: Sequence[int]) -> None:
+    """Zero what is not among the k largest, in place; `threshold` is that of a positive value."""
+    for tensor, quota in zip(values, quotas, strict=True):
+        torch.threshold_(tensor, _as_float(threshold if quota == 0 else threshold - 1), 0.0)  # keeps what is greater
+        if quota:
+            tied = (tensor.view(torch.int32) == threshold).reshape(-1).nonzero()[quota:, 0]
+            tensor.view(-1)[tied] = 0.0
+
+
+def _count_positive(values: Tensor) -> int:
+    """How many of the non-negative `values` are not zero; sums of signs, as `count_nonzero` is slow on the CPU."""
+    if values.device.type != "cpu":
+        return int(torch.count_nonzero(values))
+    return sum(int(block.sign().sum()) for block in values.reshape(-1).split(CACHE_BLOCK))
 
 
 def _as_float(bits: int) -> float:
@@ -202,12 +231,12 @@ class ImportanceMap:
         The snapshot is overwritten with the parameters as the SFT phase finds them: what its freeze puts back.
         """
         for importance, start, parameter in zip(self.importance, self.start, self.parameters, strict=True):
-            if start.dtype == torch.float32:  # the snapshot is free to hold Δ until it is taken anew
-                moved = torch.sub(parameter, start, out=start).abs_()
-            else:
-                moved = (parameter.float() - start.float()).abs_()
-            importance.mul_(self.history).add_(moved, alpha=1.0 - self.history)
-            start.copy_(parameter)
+            size = CACHE_BLOCK if start.device.type == "cpu" else BLOCK
+            rows = (importance.view(-1), start.view(-1), parameter.detach().reshape(-1))
+            for old, before, now in zip(*(row.split(size) for row in rows), strict=True):
+                moved = (now.float() - before.float()).abs_()
+                old.mul_(self.history).add_(moved, alpha=1.0 - self.history)
+                before.copy_(now)
         groups = [[i] for i in range(len(self.importance))] if self.scope == "tensor" else [range(len(self.importance))]
         self._frozen_zeros = (
             [torch.zeros_like(c, dtype=torch.bool) for c in self.importance] if self.fill_ties else None
@@ -223,7 +252,7 @@ class ImportanceMap:
     def _select(self, indices: list[int]) -> FreezeReport:
         values = [self.importance[i] for i in indices]
         _check_orderable(values)
-        local = torch.tensor([sum(v.numel() for v in values), sum(int(torch.count_nonzero(v)) for v in values)])
+        local = torch.tensor([sum(v.numel() for v in values), sum(map(_count_positive, values))])
         elements, moved = (int(n) for n in self.shards.all_sum(local))
         wanted = int(self.top * elements)
         if moved <= wanted and not self.fill_ties:
@@ -233,10 +262,12 @@ class ImportanceMap:
                 importance.zero_()
             return FreezeReport(elements=elements, moved=moved, frozen=0, threshold=0.0)
         threshold, quotas = _threshold_and_quotas(values, wanted, self.shards)
-        for i, mask in zip(indices, _top_k_masks(values, threshold, quotas), strict=True):
-            if self._frozen_zeros is not None:
+        if self._frozen_zeros is None:
+            _keep_top(values, threshold, quotas)
+        else:
+            for i, mask in zip(indices, _top_k_masks(values, threshold, quotas), strict=True):
                 self._frozen_zeros[i] = mask & (self.importance[i] == 0)
-            self.importance[i].mul_(mask)
+                self.importance[i].mul_(mask)
         return FreezeReport(elements=elements, moved=moved, frozen=wanted, threshold=_as_float(threshold))
 
     def mask(self, index: int) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_ELEMENTS = 1 << 25  # logits held at once: 128 MiB in fp32
+CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MiB in fp32
 
 
 def rows_per_chunk(vocabulary: int) -> int:
@@ -110,7 +110,10 @@ class _Head(torch.autograd.Function):
             grad_logits.scatter_add_(1, target_T[rows, None], slope_C)
             grad_low = grad_logits.to(hidden.dtype)
             grad_hidden[rows] = grad_low @ weight
-            grad_weight += grad_low.t() @ hidden  # bf16 products are added up in the weight's own fp32
+            if grad_low.dtype == grad_weight.dtype:
+                grad_weight.addmm_(grad_low.t(), hidden)  # no [V, D] product beside the sum
+            else:
+                grad_weight += grad_low.t() @ hidden  # bf16 products are added up in the weight's own fp32
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
         return grad_hidden, grad_weight, None if grad_bias is None else grad_bias.to(weight.dtype), None, None
