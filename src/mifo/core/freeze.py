@@ -70,6 +70,8 @@ class ElementFreeze:
         self._kept = snapshot
         self._optimizer: Optimizer | None = None
         self._states: list[dict[str, Tensor]] = []
+        self._masked = False  # gradients were masked for the coming step
+        self._rests = False  # frozen elements stay by themselves, see `_lay_to_rest`
 
     def __enter__(self) -> ElementFreeze:
         return self
@@ -80,6 +82,7 @@ class ElementFreeze:
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """g ← (1 − M) ⊙ g, also where a masked gradient is not finite."""
+        self._masked = True
         for index, parameter in enumerate(self.parameters):
             if parameter.grad is not None:
                 _clear(parameter.grad, self._bits(index))
@@ -98,8 +101,10 @@ class ElementFreeze:
             self._begin(optimizer)
         assert self._optimizer is optimizer, "one freeze serves one optimizer"
         assert self._kept is not None
+        rests = self._rests and self._masked and _decay_rounds_to_nothing(optimizer)
         optimizer.step()
-        for index, parameter in enumerate(self.parameters):
+        self._rests, self._masked = rests, False
+        for index, parameter in enumerate([] if rests else self.parameters):
             if parameter.grad is not None:
                 _put_back(parameter.data, self._kept[index], self._bits(index))
 
@@ -126,6 +131,28 @@ class ElementFreeze:
         self._states = [
             {name: value.clone() for name, value in _per_element(optimizer, p).items()} for p in self.parameters
         ]
+        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and self._masked:
+            self._lay_to_rest(optimizer)
+
+    def _lay_to_rest(self, optimizer: Optimizer) -> None:
+        """With first moment 0 and gradient 0 Adam's step is exactly 0, so only weight decay could move a frozen element."""
+        for index, parameter in enumerate(self.parameters):
+            state = _per_element(optimizer, parameter)
+            if "exp_avg" in state:
+                _clear(state["exp_avg"], self._bits(index))
+        self._rests = True
+
+
+def _decay_rounds_to_nothing(optimizer: Optimizer) -> bool:
+    """Whether decoupled decay leaves fp32 weights as they are: p − lr·wd·p rounds to p when lr·wd is below 2⁻²⁵."""
+    return all(
+        (
+            group["weight_decay"] == 0.0
+            or (isinstance(optimizer, torch.optim.AdamW) and group["lr"] * group["weight_decay"] < 2**-26)
+        )
+        and all(p.dtype == torch.float32 for p in group["params"])
+        for group in optimizer.param_groups
+    )
 
 
 def _clear(values: Tensor, bits: Tensor) -> None:

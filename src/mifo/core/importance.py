@@ -86,8 +86,8 @@ def _descend(counts: Tensor, wanted: int) -> tuple[int, int]:
     return bin_index, int(above[place - 1]) if place else 0
 
 
-def top_k_threshold(values: Sequence[Tensor], k: int, shards: Shards = ONE_SHARD) -> tuple[int, int]:
-    """Bit pattern of the k-th largest value over all tensors and shards, and how many values exceed it.
+def top_k_threshold(values: Sequence[Tensor], k: int, shards: Shards = ONE_SHARD) -> tuple[int, int, int]:
+    """Bit pattern of the k-th largest value over all tensors and shards, how many exceed it, and how many equal it.
 
     Args:
         values: non-negative finite fp32 tensors.
@@ -104,8 +104,9 @@ def top_k_threshold(values: Sequence[Tensor], k: int, shards: Shards = ONE_SHARD
     for tensor in values:
         for bits in _bits(tensor):
             low += _counts_within(bits, upper)
-    lower, above_in_bin = _descend(shards.all_sum(low), k - above)
-    return (upper << LOW_BITS) | lower, above + above_in_bin
+    low = shards.all_sum(low)
+    lower, above_in_bin = _descend(low, k - above)
+    return (upper << LOW_BITS) | lower, above + above_in_bin, int(low[lower])
 
 
 def _counts_within(bits: Tensor, upper: int) -> Tensor:
@@ -151,28 +152,33 @@ def select_top_k(values: Sequence[Tensor], k: int, shards: Shards = ONE_SHARD) -
     return list(_top_k_masks(values, *_threshold_and_quotas(values, k, shards)))
 
 
-def _threshold_and_quotas(values: Sequence[Tensor], k: int, shards: Shards) -> tuple[int, list[int]]:
-    threshold, above = top_k_threshold(values, k, shards)
-    return threshold, _ties_allowed(values, threshold, k - above, shards)
+def _threshold_and_quotas(values: Sequence[Tensor], k: int, shards: Shards) -> tuple[int, list[int] | None]:
+    """The threshold's bits, and how many ties each tensor keeps; None where all of them are kept, as is usual."""
+    threshold, above, equal = top_k_threshold(values, k, shards)
+    return threshold, None if above + equal == k else _ties_allowed(values, threshold, k - above, shards)
 
 
-def _top_k_masks(values: Sequence[Tensor], threshold: int, quotas: Sequence[int]) -> Iterator[Tensor]:
+def _top_k_masks(values: Sequence[Tensor], threshold: int, quotas: Sequence[int] | None) -> Iterator[Tensor]:
     """One mask after the other, so that they need not all exist at once."""
-    for tensor, quota in zip(values, quotas, strict=True):
+    for index, tensor in enumerate(values):
         bits = tensor.view(torch.int32)
+        if quotas is None:
+            yield bits >= threshold
+            continue
         mask = bits > threshold
-        if quota:
-            tied = (bits == threshold).reshape(-1).nonzero()[:quota, 0]
+        if quotas[index]:
+            tied = (bits == threshold).reshape(-1).nonzero()[: quotas[index], 0]
             mask.view(-1)[tied] = True
         yield mask
 
 
-def _keep_top(values: Sequence[Tensor], threshold: int, quotas: Sequence[int]) -> None:
+def _keep_top(values: Sequence[Tensor], threshold: int, quotas: Sequence[int] | None) -> None:
     """Zero what is not among the k largest, in place; `threshold` is that of a positive value."""
-    for tensor, quota in zip(values, quotas, strict=True):
-        torch.threshold_(tensor, _as_float(threshold if quota == 0 else threshold - 1), 0.0)  # keeps what is greater
-        if quota:
-            tied = (tensor.view(torch.int32) == threshold).reshape(-1).nonzero()[quota:, 0]
+    for index, tensor in enumerate(values):
+        drop_ties = quotas is not None and quotas[index] == 0
+        torch.threshold_(tensor, _as_float(threshold if drop_ties else threshold - 1), 0.0)  # keeps what is greater
+        if quotas is not None and quotas[index]:
+            tied = (tensor.view(torch.int32) == threshold).reshape(-1).nonzero()[quotas[index] :, 0]
             tensor.view(-1)[tied] = 0.0
 
 

@@ -25,6 +25,10 @@ def gradients(parameters, draw):
 
 
 OPTIMIZERS = [
+    (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.0, "fused": True}),  # frozen elements rest by themselves
+    (torch.optim.AdamW, {"lr": 1e-6, "weight_decay": 0.01, "fused": True}),  # decay rounds to nothing
+    (torch.optim.Adam, {"lr": 1e-2, "weight_decay": 0.0}),
+    (torch.optim.Adam, {"lr": 1e-6, "weight_decay": 0.01}),  # decay that enters the gradient
     (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
     (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1, "fused": True}),
     (torch.optim.AdamW, {"lr": 1e-2, "amsgrad": True, "foreach": True}),
@@ -51,7 +55,8 @@ def test_masked_elements_and_their_moments_keep_their_bits(optimizer_class, sett
     for parameter, old, state in zip(parameters, before, moments, strict=True):
         mask = masks[parameter]
         assert torch.equal(parameter.detach()[mask].view(torch.int32), old[mask].view(torch.int32))
-        assert bool((parameter.detach()[~mask] != old[~mask]).all())
+        if settings["lr"] > 1e-3:  # a smaller step rounds to nothing on some elements
+            assert bool((parameter.detach()[~mask] != old[~mask]).all())
         for name, value in state.items():
             if value.shape == parameter.shape:
                 assert torch.equal(optimizer.state[parameter][name][mask], value[mask]), name
@@ -168,3 +173,16 @@ def test_every_width_and_every_value(dtype):
     width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
     assert torch.equal(parameter.detach().view(width)[mask], values.view(width)[mask])
     assert parameter.detach()[~mask].tolist() == [-2.5, 1.0]
+
+
+def test_forgetting_to_mask_gradients_still_freezes():
+    parameters, masks, optimizer, draw = setup(torch.optim.AdamW, lr=1e-2, weight_decay=0.0)
+    before = [p.detach().clone() for p in parameters]
+    freeze = ElementFreeze(masks)
+    for masked in (True, False, True):
+        gradients(parameters, draw)
+        if masked:
+            freeze.mask_gradients()
+        freeze.step(optimizer)
+    for parameter, old in zip(parameters, before, strict=True):
+        assert torch.equal(parameter.detach()[masks[parameter]], old[masks[parameter]])
