@@ -1,0 +1,62 @@
+"""Rewrite the table of recorded figures in README.md from results/*.json.
+
+python benchmarks/table.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+MARK = "<!-- made by table.py -->\n"
+
+
+def details(name: str, record: dict[str, Any]) -> str:
+    """The figures behind a ratio, in a few words."""
+    if name == "rollout":
+        rates = [record[side]["tokens_per_cpu_second"] for side in ("engine", "generate")]
+        return f"{rates[0]:.0f} against {rates[1]:.0f} tokens per CPU-second"
+    if name.startswith("rl_step"):
+        own, peer = record["mifo"]["cpu_seconds"], record["trl"]["cpu_seconds"]
+        return (
+            f"CPU-seconds a step: {', '.join(f'{s:.1f}' for s in own)} against {', '.join(f'{s:.1f}' for s in peer)} "
+            f"(TRL {record['trl']['setting']}); CPU ratio {record['ratio_cpu']}, wall ratio {record['ratio_wall']}"
+        )
+    if name == "freeze_overhead":
+        cpu = record["seconds"]["cpu"]
+        return f"{cpu['freeze']:.2f} of {cpu['interval']:.1f} CPU-seconds; end_interval {cpu['end_interval']:.2f}"
+    if name == "logprob_memory":
+        return (
+            f"{record['ours']['peak_mib']:.0f} against {record['full']['peak_mib']:.0f} MiB, of which gradients "
+            f"{record['gradients_mib']:.0f}; CPU time ratio {record['ratio_cpu']}"
+        )
+    return ""
+
+
+def main() -> None:
+    """Read every record and rewrite the table."""
+    lines = ["| script | ratio | figures | device | threads | load |", "| --- | --- | --- | --- | --- | --- |"]
+    for path in sorted((FOLDER / "results").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        machine = record["machine"]
+        load = machine["load_average"]
+        device = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
+        cells = (
+            path.stem,
+            f"**{record['ratio']}**",
+            details(path.stem, record),
+            f"{device}, {machine['cores']} cores",
+            str(machine["threads"]),
+            f"{load[0] if isinstance(load, list) else load:.1f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    readme = FOLDER / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    assert MARK in text
+    readme.write_text(text.split(MARK)[0] + MARK + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
