@@ -53,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mifo: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        resume = "; continue with --resume" if arguments[:1] == ["train"] else ""
-        print(f"mifo: interrupted{resume}", file=sys.stderr)
+        print("mifo: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,16 @@ from mifo.data.tasks import INSTRUCTION
 from mifo.errors import ConfigError, ModelError
 from mifo.eval.score import evaluate, evaluation_sampling, make_evaluate
 from mifo.rewards import Answer
-from mifo.train.build import Prepared, build_engine, build_run, check_folder, make_grader, prepare
+from mifo.train.build import (
+    Prepared,
+    build_engine,
+    build_run,
+    check_context,
+    check_folder,
+    make_chat,
+    make_grader,
+    prepare,
+)
 from mifo.train.console import RunDisplay, clock, closing_table
 from mifo.train.corpus import read_evaluation
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
@@ -29,11 +41,13 @@ from mifo.train.estimate import GIB, estimate
 from mifo.train.loop import train
 from mifo.train.metrics import score_record
 from mifo.train.model import TINY, load_model, load_tokenizer
+from mifo.train.run import Run
 from mifo.train.summary import write_results
 from mifo.types import GraderName, Problem, Score, Verdict
 
 EVAL_TOKENS = 512
 SHOWN_CHARACTERS = 1500
+INTERRUPTED = 130
 
 
 def run_folder(recipe: Recipe, config: Config) -> Path:
@@ -57,12 +71,35 @@ def train_command(recipe: Recipe, config: Config, *, resume: bool) -> int:
             f"{run.learner.policy.device} ({run.learner.policy.compute_dtype}, {run.learner.policy.layout}) in {folder}",
             highlight=False,
         )
-        with display:
+        with display, _stop_after_this_turn(run, console):
             train(run)
+        if run.interrupted:
+            console.print(f"stopped and saved; continue with: mifo train {recipe.source} --resume", highlight=False)
+            return INTERRUPTED
         summary = write_results(run)
     console.print(closing_table(summary))
     _next_steps(console, folder, recipe, config)
     return 0
+
+
+@contextlib.contextmanager
+def _stop_after_this_turn(run: Run, console: Console) -> Iterator[None]:
+    """Ctrl-C ends the turn of the loop under way and saves; a second one ends at once."""
+
+    def stop(_: int, __: object) -> None:
+        if run.interrupted:
+            raise KeyboardInterrupt
+        run.interrupted = True
+        console.print("stopping after this step, then saving; press Ctrl-C again to stop at once", style="bold yellow")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _next_steps(console: Console, folder: Path, recipe: Recipe, config: Config) -> None:
@@ -96,7 +133,7 @@ def dry_run(recipe: Recipe, config: Config) -> int:
     )
     _show_problem(console, prepared)
     expected = estimate(config, prepared.method, corpus)
-    _check_fits(config, prepared, expected.context)
+    check_context(expected.context, config, corpus)
     table = Table(
         title=f"Expected for {config.model.path} ({expected.parameters / 1e6:,.0f} M parameters)", show_header=False
     )
@@ -128,15 +165,6 @@ def _shortened(text: str) -> str:
     return f"{text[:SHOWN_CHARACTERS]} ... ({len(text) - SHOWN_CHARACTERS:,} more characters)"
 
 
-def _check_fits(config: Config, prepared: Prepared, context: int) -> None:
-    needed = prepared.corpus.longest_prompt + max(config.rollout.max_response_tokens, config.evaluation_tokens)
-    if needed > context:
-        raise ModelError(
-            f"the longest prompt and rollout.max_response_tokens = {config.rollout.max_response_tokens} need {needed} "
-            f"positions; '{config.model.path}' has {context}. Lower max_response_tokens or raise model.context."
-        )
-
-
 def eval_command(known: argparse.Namespace) -> int:
     """`mifo eval`: accuracy of a model or run on held-out problems."""
     console = Console(soft_wrap=True)
@@ -148,7 +176,7 @@ def eval_command(known: argparse.Namespace) -> int:
     device = pick_device(config.model.device)
     with make_grader(config) as grader:
         tokenizer = load_tokenizer(config.model)
-        chat = Chat(tokenizer, config.data.template, config.data.system_prompt)
+        chat = make_chat(config, tokenizer)
 
         def verify(name: GraderName, response: str, answer: str) -> Verdict:
             return grader.grade([Answer(grader=name, gold=answer, text=response)])[0]

@@ -18,7 +18,7 @@ def digest(run):
         for name, tensor in members.items()
     }
     state = without_times(dict(snapshot.state))
-    del state["journal"]
+    del state["journal"], state["verdicts"]  # verdicts on demonstrations are given again when data is read again
     return tensors, state
 
 
@@ -128,3 +128,47 @@ def test_a_start_that_failed_leaves_nothing_in_the_way(tmp_path):
     with pytest.raises(ModelError):
         run_small(small_config(rollout={"max_response_tokens": 300}), folder)  # the tiny model has 256 positions
     assert run_small(small_config(train={"steps": 1}), folder).steps == 1
+
+
+def test_changed_data_are_refused(tmp_path):
+    """Same ids, other text: the run would go on with problems it was not started on."""
+    import json
+
+    def write(name, word):
+        rows = [
+            {"id": f"r{i}", "problem": f"{word} {i}", "answer": str(i), "demonstration": f"\\boxed{{{i}}}"}
+            for i in range(12)
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    write("train.jsonl", "copy"), write("test.jsonl", "keep")
+    files = {"train": str(tmp_path / "train.jsonl"), "evaluation": str(tmp_path / "test.jsonl"), "families": []}
+    run_small(small_config(data=files, train={"steps": 2}), tmp_path / "run")
+    for name in ("train.jsonl", "test.jsonl"):
+        before = (tmp_path / name).read_text()
+        write(name, "other")
+        with pytest.raises(CheckpointError, match="holds other problems"):
+            run_small(small_config(data=files, train={"steps": 3}), tmp_path / "run", resume=True)
+        (tmp_path / name).write_text(before)
+    assert run_small(small_config(data=files, train={"steps": 3}), tmp_path / "run", resume=True).steps == 3
+
+
+def test_interrupted_runs_save_and_go_on(finished, tmp_path):
+    """A stop that is asked for ends the turn under way, saves it, and loses nothing."""
+    folder = tmp_path / "run"
+    config = small_config(run={"checkpoint_steps": "none"})
+
+    def interrupt(run):
+        record = run.record
+
+        def count(*arguments):
+            record(*arguments)
+            run.interrupted = run.iterations == 5
+
+        run.record = count
+
+    stopped = run_small(config, folder, before=interrupt)
+    assert stopped.iterations == 5
+    assert stopped.scores.keys() == {"before"}
+    assert_same(finished[1], run_small(config, folder, resume=True))

@@ -56,18 +56,12 @@ def _check_model(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     data = config.data
-    embedded = data.train.startswith("embedded"), data.evaluation.startswith("embedded")
-    for name, value in (("families", list(data.families)), ("levels", data.levels)):
-        if value and not any(embedded):
-            raise ConfigError(
-                f"data.{name} = {value!r} has no effect: neither data.train = '{data.train}' nor data.evaluation = "
-                f"'{data.evaluation}' is embedded. Leave it out."
-            )
-    if embedded[0] and not data.verify_demonstrations:
+    embedded = data.train.startswith("embedded")
+    if embedded and not data.verify_demonstrations:
         raise ConfigError(
             "data.verify_demonstrations = false with embedded data: they are always verified. Leave it true."
         )
-    if embedded[0] and data.box_answers:
+    if embedded and data.box_answers:
         raise ConfigError(
             "data.box_answers = true with embedded data: their answers are boxed already. Leave it false."
         )

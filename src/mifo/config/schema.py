@@ -56,7 +56,7 @@ class DataConfig:
     evaluation: str = "embedded"
     """Held-out problems: as `train`, or `embedded:ood`; `none` for no evaluation."""
     families: tuple[str, ...] = ()
-    """Embedded families to train on; empty means all that are meant for training."""
+    """Embedded families; empty means all that are meant for training. Other data has none."""
     levels: Count | None = None
     """Hardest level of the embedded families; none means all."""
     train_problems: Count | None = 2000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from mifo.errors import ConfigError
 from mifo.types import Demonstration
 
 
@@ -18,6 +19,8 @@ class QuestionBuffer:
     """
 
     def __init__(self, capacity: int, order: Literal["fifo", "lifo"] = "fifo") -> None:
+        if capacity < 1 or order not in ("fifo", "lifo"):
+            raise ConfigError(f"QuestionBuffer({capacity}, {order!r}): at least 1, and 'fifo' or 'lifo'.")
         self.capacity = capacity
         self.order = order
         self._held: dict[str, Demonstration] = {}

@@ -34,6 +34,7 @@ class ElementFreeze:
                 freeze.mask_gradients()            # before clipping: the clipped norm is that of what may move
                 clip_grad_norm_(...)
                 freeze.step(optimizer)             # instead of optimizer.step()
+                optimizer.zero_grad()
 
     Works around any `torch.optim` optimizer whose step needs no closure. Parameters without a mask are stepped as usual. The
     parameters are taken as they are at the first step, unless `snapshot` already holds them.
@@ -55,12 +56,17 @@ class ElementFreeze:
         mode: FreezeMode = "hard",
         snapshot: Sequence[Tensor] | None = None,
     ) -> None:
+        if mode not in ("hard", "grad_zero"):
+            raise ConfigError(f"ElementFreeze(mode={mode!r}): use 'hard' or 'grad_zero'.")
         if isinstance(masks, Mapping):
             self.parameters = list(masks)
             tensors = list(masks.values())
             for parameter, mask in masks.items():
-                assert mask.shape == parameter.shape
-                assert mask.dtype == torch.bool
+                if mask.shape != parameter.shape or mask.dtype != torch.bool:
+                    raise ConfigError(
+                        f"ElementFreeze: a mask of {mask.dtype} {tuple(mask.shape)} for a parameter of shape "
+                        f"{tuple(parameter.shape)}. Give a bool tensor of the parameter's shape."
+                    )
             self._bits: BitSource = lambda index: tensors[index].to(torch.int32).neg_()
         else:
             assert parameters is not None

@@ -13,6 +13,7 @@ shards only counts are summed. Ties at the threshold go to the earlier (tensor, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mifo.core.reduce import AllSum, single_rank
-from mifo.errors import NumericsError
+from mifo.errors import ConfigError, NumericsError
 
 BLOCK = 1 << 22  # elements looked at at once: the histogram works in cache and needs no copy of the map
 CACHE_BLOCK = 1 << 16  # elements that several passes over a few tensors find in a core's cache again
@@ -218,10 +219,15 @@ class ImportanceMap:
         fill_ties: bool = False,
         shards: Shards = ONE_SHARD,
     ) -> None:
+        if not (0.0 <= top <= 1.0 and 0.0 <= history < 1.0) or scope not in ("global", "tensor"):
+            raise ConfigError(
+                f"ImportanceMap(top={top}, history={history}, scope={scope!r}): top is a share in [0, 1], history in [0, 1), "
+                "scope 'global' or 'tensor'."
+            )
         self.parameters = list(dict.fromkeys(p for p in parameters if p.requires_grad))
         self.top, self.history, self.scope, self.fill_ties, self.shards = top, history, scope, fill_ties, shards
-        self.importance = [torch.zeros_like(p, dtype=torch.float32) for p in self.parameters]
-        self.start = [p.detach().clone() for p in self.parameters]
+        self.importance = [torch.zeros(p.shape, dtype=torch.float32, device=p.device) for p in self.parameters]
+        self.start = [p.detach().clone(memory_format=torch.contiguous_format) for p in self.parameters]
         self._frozen_zeros: list[Tensor] | None = None
 
     @torch.no_grad()
@@ -237,10 +243,11 @@ class ImportanceMap:
         The snapshot is overwritten with the parameters as the SFT phase finds them: what its freeze puts back.
         """
         for importance, start, parameter in zip(self.importance, self.start, self.parameters, strict=True):
+            wide = torch.float64 if start.dtype == torch.float64 else torch.float32
             size = CACHE_BLOCK if start.device.type == "cpu" else BLOCK
             rows = (importance.view(-1), start.view(-1), parameter.detach().reshape(-1))
             for old, before, now in zip(*(row.split(size) for row in rows), strict=True):
-                moved = (now.float() - before.float()).abs_()
+                moved = (now.to(wide) - before.to(wide)).float().abs_()
                 old.mul_(self.history).add_(moved, alpha=1.0 - self.history)
                 before.copy_(now)
         groups = [[i] for i in range(len(self.importance))] if self.scope == "tensor" else [range(len(self.importance))]
@@ -260,7 +267,7 @@ class ImportanceMap:
         _check_orderable(values)
         local = torch.tensor([sum(v.numel() for v in values), sum(map(_count_positive, values))])
         elements, moved = (int(n) for n in self.shards.all_sum(local))
-        wanted = int(self.top * elements)
+        wanted = math.floor(round(self.top * elements, 6))  # ⌊k·d⌋ of the real number: 0.57 · 100 is 57
         if moved <= wanted and not self.fill_ties:
             return FreezeReport(elements=elements, moved=moved, frozen=moved, threshold=0.0)
         if wanted == 0:

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from mifo.errors import NumericsError
+from mifo.errors import ConfigError, NumericsError
 
 
 def kept_count(length: int, fraction: float) -> int:
@@ -35,7 +35,8 @@ def top_entropy_tokens(entropy_T: Tensor, sequence_T: Tensor, fraction: float) -
     Raises:
         NumericsError: an entropy is NaN or infinite, so there is no order to select by.
     """
-    assert 0.0 < fraction <= 1.0
+    if not 0.0 < fraction <= 1.0:
+        raise ConfigError(f"selection by entropy: fraction = {fraction} must be more than 0 and at most 1.")
     values_T = entropy_T.detach()
     if not bool(torch.isfinite(values_T).all()):
         bad = int((~torch.isfinite(values_T)).sum())

@@ -43,6 +43,8 @@ def mean_interval(scores: Sequence[float], *, samples: int) -> Interval:
     if samples == 1 or count == 1:
         return wilson(sum(scores), count)
     mean = sum(scores) / count
+    if len(set(scores)) == 1:  # no spread to estimate from: one trial a problem is the cautious reading
+        return wilson(sum(scores), count)
     deviation = math.sqrt(sum((s - mean) ** 2 for s in scores) / (count - 1))
     half = Z95 * deviation / math.sqrt(count)
     return Interval(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), count=count)

@@ -17,8 +17,8 @@ class Method(Protocol):
 
     needs_demonstrations: bool
     """Train only on problems that have a demonstration."""
-    uses_demonstrations: bool
-    """Learns from demonstrations where there are some; data without any is a mistake."""
+    least_demonstrations: int
+    """How many different demonstrations the data must hold for this method to learn from any (MIFO: a full buffer)."""
     needs_reference: bool
     """Some term compares with the model as it was loaded."""
     freeze: Freeze | None

@@ -78,7 +78,7 @@ class Grpo:
     """RL alone."""
 
     needs_demonstrations = False
-    uses_demonstrations = False
+    least_demonstrations = 0
     freeze: Freeze | None = None
 
     def __init__(self, method: GrpoMethod, config: Config) -> None:

@@ -25,13 +25,13 @@ class Mifo:
     """RL→SFT intervals with entropy selection and element freezing."""
 
     needs_demonstrations = False
-    uses_demonstrations = True
 
     def __init__(self, method: MifoMethod, config: Config) -> None:
         self.method = method
         self.longest_response = config.rollout.max_response_tokens
         self.longest_demonstration = config.data.max_demonstration_tokens
         self.buffer = QuestionBuffer(method.buffer_size, method.buffer_order)
+        self.least_demonstrations = method.buffer_size
         self.learning = False
         self.needs_reference = method.rl.kl_coefficient > 0
         self.freeze: Freeze | None = None

@@ -64,7 +64,7 @@ class Sft:
     """SFT alone."""
 
     needs_demonstrations = True
-    uses_demonstrations = True
+    least_demonstrations = 1
     needs_reference = False
     freeze: Freeze | None = None
 

@@ -24,7 +24,7 @@ from mifo.train.checkpoint import list_checkpoints, load_checkpoint
 from mifo.train.corpus import Corpus, read_corpus
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
 from mifo.train.learner import Learner
-from mifo.train.model import load_model, load_tokenizer
+from mifo.train.model import generation_eos, load_model, load_tokenizer
 from mifo.train.optim import ScheduledAdamW
 from mifo.train.parallel import current_world
 from mifo.train.policy import Policy
@@ -56,23 +56,23 @@ def make_grader(config: Config) -> Grader:
     )
 
 
+def make_chat(config: Config, tokenizer: PreTrainedTokenizerBase) -> Chat:
+    """Templates and stop ids of a run; the model's own generation configuration may name further end tokens."""
+    return Chat(tokenizer, config.data.template, config.data.system_prompt, generation_eos(config.model))
+
+
 def prepare(config: Config, grader: Grader) -> Prepared:
     """Tokenizer, templates, method and data: everything that a wrong configuration can break cheaply."""
     pick_device(config.model.device)
     tokenizer = load_tokenizer(config.model)
-    chat = Chat(tokenizer, config.data.template, config.data.system_prompt)
+    chat = make_chat(config, tokenizer)
     method = make_method(config)
 
     def verify(name: GraderName, response: str, answer: str) -> Verdict:
         return grader.grade([Answer(grader=name, gold=answer, text=response)])[0]
 
     corpus = read_corpus(config, chat, verify, needs_demonstrations=method.needs_demonstrations)
-    if method.uses_demonstrations and not corpus.with_demonstration:
-        raise DataError(
-            f"data.train = '{config.data.train}': no problem has a verified demonstration, so method.name = "
-            f"'{config.method.name}' would never learn from one. {corpus.notes[0]} Solutions that are right but end without "
-            "a boxed answer can be used with data.box_answers = true; for RL alone use method.name = 'grpo'."
-        )
+    _check_demonstrations(method, corpus, config)
     return Prepared(config=config, tokenizer=tokenizer, chat=chat, method=method, corpus=corpus)
 
 
@@ -98,7 +98,7 @@ def build_run(
     device = pick_device(config.model.device)
     dtype = pick_dtype(config.model.compute, device)
     model = load_model(config.model, seed=config.train.seed).to(device)
-    check_context(model, config, prepared.corpus)
+    check_context(model.config.max_position_embeddings, config, prepared.corpus)
     policy = make_policy(model, config, dtype)
     reference = None
     if prepared.method.needs_reference:
@@ -156,15 +156,41 @@ def build_engine(model: PreTrainedModel, config: Config, device: torch.device, d
     )
 
 
-def check_context(model: PreTrainedModel, config: Config, corpus: Corpus) -> None:
-    """Prompt and response must fit the model's context."""
-    context = model.config.max_position_embeddings
-    needed = corpus.longest_prompt + max(config.rollout.max_response_tokens, config.evaluation_tokens)
-    if needed > context:
+def _check_demonstrations(method: Method, corpus: Corpus, config: Config) -> None:
+    held, least = corpus.with_demonstration, method.least_demonstrations
+    if held >= least:
+        return
+    if held:
+        raise DataError(
+            f"data.train = '{config.data.train}': {held} problems have a verified demonstration, but method.buffer_size = "
+            f"{least} different ones would have to wait before an SFT phase begins, so there would never be one. Lower "
+            f"method.buffer_size to at most {held}, or bring more data."
+        )
+    raise DataError(
+        f"data.train = '{config.data.train}': no problem has a verified demonstration, so method.name = "
+        f"'{config.method.name}' would never learn from one. {corpus.notes[0]} Solutions that are right but end without "
+        "a boxed answer can be used with data.box_answers = true; for RL alone use method.name = 'grpo'."
+    )
+
+
+def check_context(context: int, config: Config, corpus: Corpus) -> None:
+    """Prompts with responses, and prompts with demonstrations, must fit the model's context.
+
+    Raises:
+        ModelError: names the longest, the context and the remedy.
+    """
+    response = max(config.rollout.max_response_tokens, config.evaluation_tokens)
+    if corpus.longest_prompt + response > context:
         raise ModelError(
             f"the longest prompt ({corpus.longest_prompt} tokens) and rollout.max_response_tokens = "
-            f"{config.rollout.max_response_tokens} need {needed} positions; '{config.model.path}' has {context}. Lower "
-            f"max_response_tokens or raise model.context (and model.rope_theta)."
+            f"{config.rollout.max_response_tokens} need {corpus.longest_prompt + response} positions; '{config.model.path}' has "
+            f"{context}. Lower max_response_tokens or data.max_prompt_tokens, or raise model.context (and model.rope_theta)."
+        )
+    if corpus.longest_demonstrated > context:
+        raise ModelError(
+            f"the longest prompt with its demonstration has {corpus.longest_demonstrated} tokens; '{config.model.path}' has "
+            f"{context} positions. Lower data.max_demonstration_tokens = {config.data.max_demonstration_tokens}, or raise "
+            "model.context (and model.rope_theta)."
         )
 
 

@@ -44,6 +44,7 @@ class Corpus:
     train: tuple[Problem, ...]
     evaluation: tuple[Problem, ...]
     encoded: Mapping[str, Encoded]
+    held_out: Mapping[str, Encoded]
     notes: tuple[str, ...]
     fingerprint: str
 
@@ -54,8 +55,13 @@ class Corpus:
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens of the longest training prompt."""
-        return max(len(entry.prompt_ids) for entry in self.encoded.values())
+        """Tokens of the longest prompt, training or held out."""
+        return max(len(entry.prompt_ids) for entry in (*self.encoded.values(), *self.held_out.values()))
+
+    @property
+    def longest_demonstrated(self) -> int:
+        """Tokens of the longest training prompt together with its demonstration."""
+        return max(len(e.prompt_ids) + len(e.demonstration_ids or ()) for e in self.encoded.values())
 
 
 def read_corpus(config: Config, chat: Chat, verify: Verify, *, needs_demonstrations: bool) -> Corpus:
@@ -76,21 +82,30 @@ def read_corpus(config: Config, chat: Chat, verify: Verify, *, needs_demonstrati
     evaluation: tuple[Problem, ...] = ()
     notes = [train_note]
     if data.evaluation != NONE:
-        evaluation, note, _ = _read(data, "evaluation", checked)
+        evaluation, note, held_out_fingerprint = _read(data, "evaluation", checked)
+        fingerprint = f"{fingerprint}+{held_out_fingerprint}"
         notes.append(note)
     kept, encoded, dropped = _encode(train, chat, data, needs_demonstrations)
     if dropped:
-        notes.append(f"data.train: {', '.join(f'{count} {reason}' for reason, count in sorted(dropped.items()))}.")
+        notes.append(f"data.train: {_listed(dropped)}.")
     if not kept:
         raise DataError(
-            f"data.train = '{data.train}': none of {len(train)} problems is left "
-            f"({', '.join(f'{count} {reason}' for reason, count in sorted(dropped.items()))}). Raise "
+            f"data.train = '{data.train}': none of {len(train)} problems is left ({_listed(dropped)}). Raise "
             "data.max_prompt_tokens or data.max_demonstration_tokens, or bring other data."
         )
-    held_out, lost = _disjoint(kept, evaluation)
+    unseen, lost = _disjoint(kept, evaluation)
     if lost:
         notes.append(f"data.evaluation: left out {lost} problems that are also trained on.")
-    return Corpus(tuple(kept), held_out, encoded, tuple(notes), fingerprint)
+    measured, held_out, unusable = _encode([replace(p, demonstration=None) for p in unseen], chat, data, False)
+    if unusable:
+        notes.append(f"data.evaluation: {_listed(unusable)}.")
+    if unseen and not measured:
+        raise DataError(f"data.evaluation = '{data.evaluation}': none of its problems is left ({_listed(unusable)}).")
+    return Corpus(tuple(kept), tuple(measured), encoded, held_out, tuple(notes), fingerprint)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
 
 
 def read_evaluation(data: DataConfig, verify: Verify) -> tuple[tuple[Problem, ...], str]:
@@ -155,11 +170,20 @@ def _encode(
         dropped[reason] = dropped.get(reason, 0) + 1
 
     for problem in problems:
-        prompt_ids = chat.prompt_ids(problem)
+        try:
+            prompt_ids = chat.prompt_ids(problem)
+        except DataError:  # turns that the template has no place for, or a prompt without tokens
+            count(f"dropped: template '{data.template}' cannot render them")
+            continue
         if len(prompt_ids) > data.max_prompt_tokens:
             count(f"dropped with a prompt over {data.max_prompt_tokens} tokens")
             continue
-        demonstration = None if problem.demonstration is None else chat.demonstration_ids(problem.demonstration)
+        demonstration = None
+        if problem.demonstration is not None:
+            try:
+                demonstration = chat.demonstration_ids(problem.demonstration)
+            except DataError:
+                count("without their demonstration, which holds an end token inside or nothing")
         if demonstration is not None and len(demonstration) > data.max_demonstration_tokens:
             count(f"without their demonstration of over {data.max_demonstration_tokens} tokens")
             demonstration = None

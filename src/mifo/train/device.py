@@ -58,11 +58,3 @@ def set_up_cpu(threads: int | None) -> None:
         libc.mallopt(GNU_M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(GNU_M_TRIM_THRESHOLD, (1 << 31) - 1)
         libc.mallopt(GNU_M_TOP_PAD, 64 << 20)
-
-
-def limit_spinning() -> None:
-    """Let idle OpenMP threads sleep soon; must run before torch is imported.
-
-    libgomp spins at barriers, and a busy neighbour then costs far more than its share of the machine.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -102,6 +102,8 @@ def _memory(
         "weights and gradients (fp32)": 8 * parameters,
         "optimizer moments": 4 * moments * parameters,
         "importance map and snapshot": 8 * parameters if method.freeze is not None else 0,
+        "moments kept during SFT": 8 * parameters if method.freeze is not None else 0,
+        "reference model": 4 * parameters if method.needs_reference else 0,
         "sampler's weights": width * parameters,
         "sampler's cache": int(rows * kv * width * (prompt + config.rollout.max_response_tokens)),
         "activations of a micro-batch": tokens * per_layer * layers * width,

@@ -16,4 +16,6 @@ def train(run: Run) -> None:
         reports = run.learn(phase, updates)  # gradient, (1 − M) ⊙ g, clip, step, freeze
         run.record(phase, groups, reports)  # metrics, samples, ledger
         run.save_if_due()
-    run.finish()  # accuracy after training, export
+        if run.interrupted:
+            return run.save()
+    return run.finish()  # accuracy after training, export

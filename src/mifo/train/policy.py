@@ -161,11 +161,8 @@ class Policy:
         self.model.set_attn_implementation(PACKED_ATTENTION)
         try:
             packed, _ = self.token_stats(pack(probe, range(len(probe))))
-        except (
-            TypeError,
-            RuntimeError,
-            AssertionError,
-        ) as error:  # a model that does not pass the plan to its attention
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            # A model that does not pass the plan to its attention, or whose attention needs what this one does not do.
             log.warning("packed forward pass failed: %s", error)
             return float("inf")
         return float((packed - plain).abs().max())

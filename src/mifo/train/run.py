@@ -16,7 +16,7 @@ from mifo.core.freeze import ElementFreeze
 from mifo.core.importance import ImportanceMap
 from mifo.data.chat import Chat
 from mifo.data.stream import ProblemStream
-from mifo.errors import NumericsError
+from mifo.errors import CheckpointError, NumericsError
 from mifo.methods import Method
 from mifo.rewards import Answer, Grader
 from mifo.rollout.engine import Engine
@@ -73,6 +73,8 @@ class Run:
         self.frozen: dict[str, Any] | None = None
         self.freeze: ElementFreeze | None = None  # of the SFT phase under way
         self.elapsed_before = 0.0
+        self.verdicts_before: Mapping[str, int] = {}
+        self.interrupted = False  # somebody asked to stop: the loop saves after the turn under way
         self.started = self.turn_started = time.perf_counter()
 
     @property
@@ -82,8 +84,8 @@ class Run:
 
     @property
     def grader_counts(self) -> Mapping[str, int]:
-        """Verdicts of this session, training and evaluation together."""
-        return {verdict.value: count for verdict, count in self.parts.grader.counts.items()}
+        """Verdicts on demonstrations, rollouts and held-out problems, earlier sessions included."""
+        return {v.value: self.verdicts_before.get(v.value, 0) + self.parts.grader.counts.get(v, 0) for v in Verdict}
 
     # --- what the loop calls, in its order -------------------------------------------------------------------------
 
@@ -362,6 +364,7 @@ class Run:
             {name: getattr(self, name) for name in own}
             | {
                 "elapsed": self.elapsed,
+                "verdicts": dict(self.grader_counts),
                 "stream": self.stream.state_dict(),
                 "method": self.method.state_dict(),
                 "ledger": self.ledger.state_dict(),
@@ -374,6 +377,11 @@ class Run:
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot, in the same bits."""
         state = snapshot.state
+        if state["data"] != self.parts.corpus.fingerprint:
+            raise CheckpointError(
+                f"data.train = '{self.config.data.train}' or data.evaluation = '{self.config.data.evaluation}' holds other "
+                f"problems than when {self.parts.folder} was started. Put the files back as they were, or start another run."
+            )
         _copy_parameters(self.learner.policy.model, snapshot.tensors["model"])
         for name, optimizer in self.parts.optimizers.items():
             optimizer.load(state["optimizers"][name], snapshot.tensors.get(name, {}))
@@ -386,6 +394,7 @@ class Run:
         for name in ("steps", "iterations", "version", "phase", "meters", "scores", "frozen"):
             setattr(self, name, state[name])
         self.elapsed_before = state["elapsed"]
+        self.verdicts_before = state["verdicts"]
         self.stream.load_state_dict(state["stream"])
         self.method.load_state_dict(state["method"])
         self.ledger.load_state_dict(state["ledger"])

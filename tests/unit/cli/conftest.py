@@ -23,13 +23,13 @@ def model_folder(tmp_path_factory):
 def gsm8k_files(tmp_path_factory):
     """Training and test JSONL as GSM8K has them."""
     folder = tmp_path_factory.mktemp("gsm8k")
-    for split, offset in (("train", 0), ("test", 50)):
+    for split, offset in (("train", 0), ("test", 100)):
         rows = [
             {
                 "question": f"Ann has {i} pens and buys 2. How many?",
                 "answer": f"{i}+2=<<{i}+2={i + 2}>>{i + 2}\n#### {i + 2}",
             }
-            for i in range(offset, offset + 8)
+            for i in range(offset, offset + 70)
         ]
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return str(folder / "train.jsonl"), str(folder / "test.jsonl")
@@ -48,7 +48,7 @@ def verl_file(tmp_path_factory):
             "reward_model": {"ground_truth": str(i + 1), "style": "rule"},
             "extra_info": {"index": i, "split": "default"},
         }
-        for i in range(6)
+        for i in range(70)
     ]
     path = tmp_path_factory.mktemp("verl") / "openr1.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)

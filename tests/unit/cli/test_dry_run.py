@@ -24,12 +24,12 @@ def test_dry_run(name, model_folder, gsm8k_files, verl_file, tmp_path, capsys, m
     assert f"the run goes to runs/{name}" in shown
     assert not list(tmp_path.iterdir())  # nothing is written
     if name in PAPER:
-        assert "6 training problems, 6 with a demonstration; 0 held out" in shown
+        assert "70 training problems, 70 with a demonstration; 0 held out" in shown
         assert "User: This is the problem:\nWhat is" in shown
         assert "Assistant: <think>" in shown
         assert "1078 steps" in shown
     if name == "gsm8k-smollm2":
-        assert "8 training problems, 8 with a demonstration; 8 held out" in shown
+        assert "70 training problems, 70 with a demonstration; 70 held out" in shown
         assert "\\boxed{" in shown
         assert "<<" not in shown
 
@@ -38,6 +38,7 @@ def test_a_long_demonstration_is_shortened(model_folder, tmp_path, capsys):
     path = tmp_path / "long.jsonl"
     path.write_text('{"problem": "1+1?", "answer": "2", "demonstration": "' + "so " * 2000 + '\\\\boxed{2}"}')
     flags = ["--model.path", model_folder, "--data.train", str(path), "--data.evaluation", "none"]
+    flags += ["--method.buffer-size", "1", "--method.sft-batch-size", "none"]
     assert main(["train", "smollm2-arithmetic", *flags, "--dry-run"]) == 0
     assert "more characters)" in capsys.readouterr().out
 
@@ -47,4 +48,4 @@ def test_a_context_that_is_too_short_is_found_without_weights(model_folder, caps
     assert main(["train", "smollm2-arithmetic", *flags, "--dry-run"]) == 2
     message = capsys.readouterr().err
     assert "rollout.max_response_tokens = 16384" in message
-    assert "has 16384. Lower max_response_tokens or raise model.context" in message
+    assert "has 16384. Lower max_response_tokens or data.max_prompt_tokens, or raise model.context" in message

@@ -47,15 +47,15 @@ def test_a_run_brings_its_data_settings_and_length(run_folder, tmp_path, capsys,
 
 def test_a_model_folder_is_told_to_box_answers_on_embedded_data(run_folder, tmp_path, capsys, monkeypatch):
     seen = []
-    import mifo.commands
+    import mifo.train.build
 
-    original = mifo.commands.Chat
+    original = mifo.train.build.Chat
 
-    def spy(tokenizer, template, system_prompt):
+    def spy(tokenizer, template, system_prompt, generation_eos):
         seen.append((template, system_prompt))
-        return original(tokenizer, template, system_prompt)
+        return original(tokenizer, template, system_prompt, generation_eos)
 
-    monkeypatch.setattr(mifo.commands, "Chat", spy)
+    monkeypatch.setattr(mifo.train.build, "Chat", spy)
     model = str(run_folder / "export")
     assert main(["eval", model, "--limit", "9", "--max-tokens", "4"]) == 0
     assert "system prompt: " + INSTRUCTION in capsys.readouterr().out

@@ -103,7 +103,7 @@ def test_a_run_of_that_name_exists(capsys, tmp_path):
     run = old_run(tmp_path)
     message = mistake(capsys, "train", "tiny", "--run.folder", tmp_path)
     assert f"{run} already holds a run" in message
-    assert "Continue it with --resume, or choose another --run.name" in message
+    assert "Continue it with --resume, choose another --run.name" in message
 
 
 def test_resume_with_another_setting(capsys, tmp_path):
@@ -194,11 +194,11 @@ def test_flags_of_the_wrong_form(flags, words, capsys):
         assert word in message
 
 
-@pytest.mark.parametrize(("verb", "hint"), [("train", True), ("eval", False)])
-def test_an_interrupt(verb, hint, capsys, monkeypatch):
+@pytest.mark.parametrize("verb", ["train", "eval"])
+def test_an_interrupt(verb, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mifo.commands.make_grader", interrupt)
     assert main([verb, "tiny"]) == 130
-    assert ("continue with --resume" in capsys.readouterr().err) == hint
+    assert capsys.readouterr().err == "mifo: interrupted\n"

@@ -41,11 +41,6 @@ CASES = [
     ({"model": {"path": "tiny", "revision": "v1"}}, ["model.revision = 'v1'", "model.path = 'tiny'", "Leave it out"]),
     ({"model": {"path": "tiny", "context": 512}}, ["model.context = 512", "model.path = 'tiny'", "Leave it out"]),
     ({"model": {"path": "tiny", "rope_theta": 4e4}}, ["model.rope_theta = 40000", "model.path = 'tiny'"]),
-    (
-        {"data": {"train": "a.jsonl", "evaluation": "b.jsonl", "families": ["gcd"]}},
-        ["data.families = ['gcd']", "data.train = 'a.jsonl'", "data.evaluation = 'b.jsonl'", "Leave it out"],
-    ),
-    ({"data": {"train": "a.jsonl", "evaluation": "none", "levels": 2}}, ["data.levels = 2", "has no effect"]),
     ({"data": {"verify_demonstrations": False}}, ["data.verify_demonstrations = false", "Leave it true"]),
     ({"data": {"box_answers": True}}, ["data.box_answers = true", "Leave it false"]),
     (rl(rollouts_per_prompt=1), ["method.rl.rollouts_per_prompt = 1", "Use at least 2"]),
@@ -84,7 +79,9 @@ def test_refused(tables, words):
         {"rl_optimizer": {"schedule": "cosine", "warmup_updates": 4, "decay_updates": 5}},
         {"reward": {"correct": 1.0, "incorrect": -1.0}},
         {"evaluation": {"samples": 4, "temperature": 0.6}},
-        {"data": {"train": "a.jsonl", "families": ["gcd"]}},  # the held-out problems are embedded
+        {
+            "data": {"train": "a.jsonl", "evaluation": "b.jsonl", "families": ["gcd"], "levels": 1}
+        },  # own data with a recipe
         {"data": {"train": "a.jsonl", "evaluation": "none", "box_answers": True, "verify_demonstrations": False}},
         rl(constant_tokens=100, normalizer="constant"),
         rl(rollouts_per_prompt=2, prompts_per_step=9, updates_per_step=3, clip_low=None, dual_clip=3.0),

@@ -1,4 +1,7 @@
+import pytest
+
 from mifo.core.buffer import QuestionBuffer
+from mifo.errors import ConfigError
 from mifo.types import Demonstration
 
 
@@ -38,3 +41,9 @@ def test_state_keeps_order():
     other = QuestionBuffer(5)
     other.load_state_dict(buffer.state_dict())
     assert list(other) == list(buffer)
+
+
+@pytest.mark.parametrize("wrong", [(0, "fifo"), (4, "newest")])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ConfigError, match="QuestionBuffer"):
+        QuestionBuffer(*wrong)

@@ -186,3 +186,12 @@ def test_forgetting_to_mask_gradients_still_freezes():
         freeze.step(optimizer)
     for parameter, old in zip(parameters, before, strict=True):
         assert torch.equal(parameter.detach()[masks[parameter]], old[masks[parameter]])
+
+
+def test_wrong_masks_and_modes_are_refused():
+    parameter = nn.Parameter(torch.ones(2))
+    with pytest.raises(ConfigError, match="mode='gradzero'"):
+        ElementFreeze({parameter: torch.zeros(2, dtype=torch.bool)}, mode="gradzero")
+    for mask in (torch.zeros(2, dtype=torch.int32), torch.zeros(3, dtype=torch.bool)):
+        with pytest.raises(ConfigError, match="Give a bool tensor"):
+            ElementFreeze({parameter: mask})

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mifo.core.importance import ImportanceMap, Shards, select_top_k
-from mifo.errors import NumericsError
+from mifo.errors import ConfigError, NumericsError
 
 
 def oracle(values, k):
@@ -165,3 +165,30 @@ def test_state_survives_a_round_trip():
     second.load_state_dict({k: [t.clone() for t in v] for k, v in first.state_dict().items()})
     assert torch.equal(first.mask(0), second.mask(0))
     assert int(first.mask(0).sum()) == 2
+
+
+def test_the_share_is_that_of_the_real_number():
+    """0.57 · 100 is 56.99999999999999 as a float; 57 elements are meant."""
+    parameter = nn.Parameter(torch.zeros(100))
+    importance = ImportanceMap([parameter], top=0.57)
+    move([parameter], [torch.arange(1.0, 101.0)])
+    assert importance.end_interval().frozen == 57
+    assert int(importance.mask(0).sum()) == 57
+
+
+def test_parameters_of_any_stride_and_width():
+    """Channels-last and transposed parameters, and fp64 moves far below fp32's resolution of the weight."""
+    parameters = [nn.Parameter(torch.ones(4, 3).t()), nn.Parameter(torch.ones(4, dtype=torch.float64))]
+    importance = ImportanceMap(parameters, top=0.25)
+    delta = torch.zeros(3, 4)
+    delta[1, 2] = 0.5
+    move(parameters, [delta, torch.tensor([0.0, 1e-12, 0.0, 0.0], dtype=torch.float64)])
+    assert importance.end_interval().moved == 2
+    assert importance.mask(0).nonzero().tolist() == [[1, 2]]
+    assert importance.mask(1).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("wrong", [{"top": -0.2}, {"top": 1.5}, {"history": 1.0}, {"scope": "tensors"}])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ConfigError, match="ImportanceMap"):
+        ImportanceMap([nn.Parameter(torch.zeros(2))], **wrong)

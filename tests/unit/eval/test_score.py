@@ -23,3 +23,10 @@ def test_mean_of_several_samples_uses_problem_scores():
     assert interval.value == 0.5
     assert (interval.low, interval.high) == (pytest.approx(0.5 - half, abs=1e-3), pytest.approx(0.5 + half, abs=1e-3))
     assert mean_interval([0.0, 1.0], samples=1) == wilson(1, 2)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.5])
+def test_equal_scores_do_not_make_a_certainty(share):
+    interval = mean_interval([share] * 10, samples=4)
+    assert interval == wilson(10 * share, 10)
+    assert interval.low < interval.high
