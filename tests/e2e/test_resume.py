@@ -114,6 +114,27 @@ def test_incomplete_checkpoints_are_named(finished, tmp_path, damage):
         run_small(small_config(), tmp_path / "cut", resume=True)
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "checkpoints/step-000002/MANIFEST.json", "checkpoints/step-000002/state.json"]
+)
+def test_damaged_json_is_named(finished, tmp_path, name):
+    cut_back(finished[0], tmp_path / "cut", 2)
+    file = tmp_path / "cut" / name
+    file.write_bytes(b"\x00" * file.stat().st_size)
+    with pytest.raises(CheckpointError, match=f"{file.name} is damaged"):
+        run_small(small_config(), tmp_path / "cut", resume=True)
+
+
+def test_a_damaged_header_of_the_same_size_is_named(finished, tmp_path):
+    cut_back(finished[0], tmp_path / "cut", 2)
+    file = tmp_path / "cut" / "checkpoints" / "step-000002" / "rl.safetensors"
+    content = bytearray(file.read_bytes())
+    content[8:40] = b"?" * 32
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"rl\.safetensors is damaged"):
+        run_small(small_config(), tmp_path / "cut", resume=True)
+
+
 def test_old_checkpoints_are_dropped(tmp_path):
     config = replaced(small_config(), "run", keep_checkpoints=2)
     run_small(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4)), tmp_path / "run")

@@ -20,7 +20,7 @@ from mifo.errors import CheckpointError, DataError, ModelError
 from mifo.methods import Method, make_method
 from mifo.rewards import Answer, Grader
 from mifo.rollout.engine import Engine, make_engine
-from mifo.train.checkpoint import list_checkpoints, load_checkpoint
+from mifo.train.checkpoint import list_checkpoints, load_checkpoint, read_json
 from mifo.train.corpus import Corpus, read_corpus
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
 from mifo.train.learner import Learner
@@ -205,8 +205,7 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
     if resume:
         if not has_checkpoint:
             raise CheckpointError(f"{folder} holds no checkpoint to resume from. Start it without --resume.")
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        _check_same(stored, encode(config), folder)
+        _check_same(read_json(folder / "config.json"), encode(config), folder)
     elif has_checkpoint:
         raise CheckpointError(
             f"{folder} already holds a run. Continue it with --resume, choose another --run.name, or delete the folder."

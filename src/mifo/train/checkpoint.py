@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -72,9 +73,9 @@ def load_checkpoint(path: Path) -> Snapshot:
     Raises:
         CheckpointError: a file is missing or has another size than the manifest says; names it.
     """
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {manifest['format']}; this version reads format {FORMAT}.")
+    manifest = read_json(path / MANIFEST)
+    if manifest.get("format") != FORMAT or not isinstance(manifest.get("bytes"), dict):
+        raise CheckpointError(f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}.")
     for name, size in manifest["bytes"].items():
         file = path / name
         if not file.is_file():
@@ -86,5 +87,33 @@ def load_checkpoint(path: Path) -> Snapshot:
                 f"{path}: {name} has {file.stat().st_size:,} bytes, not {size:,}. Remove this checkpoint folder to resume "
                 "from the one before."
             )
-    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    return Snapshot(tensors, json.loads((path / STATE).read_text(encoding="utf-8")))
+    tensors = {file.stem: _read_tensors(file) for file in sorted(path.glob("*.safetensors"))}
+    return Snapshot(tensors, read_json(path / STATE))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a run folder.
+
+    Raises:
+        CheckpointError: it is not one; names the file.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}). Resume from an older checkpoint or start again."
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{path} is damaged: it holds no JSON object. Resume from an older checkpoint or start again."
+        )
+    return value
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} is damaged ({error}). Remove this checkpoint folder to resume from the one before."
+        ) from error
