@@ -1,12 +1,14 @@
 """What freezing costs: importance map, exact global top-k, hard freeze and snapshot as a share of one MIFO interval.
 
-The interval is one of the recipe smollm2-arithmetic, in a fixed shape: 4 RL steps of 16 prompts × 8 rollouts × 64 tokens and
-4 SFT updates of 16 demonstrations, through the recipe's own model, data, graders, engine and learner; all-equal groups are
-skipped and responses end where the model ends them, as in a run. The forgetting meter's evaluations are left out, which
-makes the interval shorter and the share larger. `ratio` = freeze / interval, in CPU-seconds on CPU and wall seconds on CUDA:
+The interval is the shortest that the recipe smollm2-arithmetic can have, in a fixed shape: 4 RL steps of 16 prompts × 8
+rollouts × 64 tokens, in which every question fails, 4 SFT updates of 16 demonstrations, and the forgetting meter before and
+after them; all through the recipe's own model, data, graders, engine and learner, with all-equal groups skipped and responses
+ending where the model ends them. `ratio` = freeze / interval, in CPU-seconds on CPU and wall seconds on CUDA:
 
     freeze   = end_interval + begin_interval + (masked gradients, frozen steps, settling of 4 updates) − 4 plain steps
-    interval = 4 RL steps + 4 SFT updates without a freeze + freeze
+    interval = 4 RL steps + 4 SFT updates without a freeze + 2 meters + freeze
+
+`ratio_without_meter` leaves the meters out of the interval.
 
     python benchmarks/freeze_overhead.py
 """
@@ -60,7 +62,7 @@ def interval_shape(method: MifoMethod) -> Shape:
 
 
 def train_steps(run: Run, method: MifoMethod, shape: Shape, device: torch.device) -> dict[str, list[Seconds]]:
-    """Seconds of the RL steps and of the SFT updates of one interval, after two of each to warm up."""
+    """Seconds of the RL steps, the SFT updates and the meters of one interval, after two steps of each kind to warm up."""
     rl_phase = Phase(
         name="rl", optimizer="rl", prompts=method.rl.prompts_per_step, rollouts=method.rl.rollouts_per_prompt
     )
@@ -86,7 +88,11 @@ def train_steps(run: Run, method: MifoMethod, shape: Shape, device: torch.device
     rl = [timed(rl_step, device)[0] for _ in range(WARM_UP + shape.rl_steps)]
     batches = (demonstrations * shape.updates)[: WARM_UP + shape.updates]
     sft = [timed(lambda batch=batch: sft_update(batch), device)[0] for batch in batches]
-    return {"rl_step": rl[WARM_UP:], "sft_update": sft[WARM_UP:]}
+    meters = [
+        timed(lambda: run.evaluate("forgetting meter", run.config.evaluation.meter_problems), device)[0]
+        for _ in range(2)
+    ]
+    return {"rl_step": rl[WARM_UP:], "sft_update": sft[WARM_UP:], "meter": meters}
 
 
 def freeze_steps(
@@ -103,7 +109,7 @@ def freeze_steps(
     }
 
     def frozen_phase() -> None:
-        with ElementFreeze(importance.frozen_bits, importance.parameters, snapshot=importance.start) as freeze:
+        with ElementFreeze(importance.marks, importance.parameters, snapshot=importance.start) as freeze:
             for _ in range(shape.updates):
                 freeze.mask_gradients()
                 freeze.step(optimizer)
@@ -152,19 +158,23 @@ def summary(parts: dict[str, list[Seconds]], method: MifoMethod, frozen: float, 
     shape = interval_shape(method)
     totals: dict[str, dict[str, float]] = {}
     for clock in ("cpu", "wall"):
-        steps = {name: sum(getattr(run, clock) for run in parts[name]) for name in ("rl_step", "sft_update")}
+        steps = {name: sum(getattr(run, clock) for run in parts[name]) for name in ("rl_step", "sft_update", "meter")}
         middle = {name: getattr(median_seconds(runs), clock) for name, runs in parts.items() if name not in steps}
         freeze = middle["end_interval"] + middle["frozen_phase"] - middle["plain_phase"] + middle["begin_interval"]
         interval = sum(steps.values()) + freeze
-        found = {"rl_steps": steps["rl_step"], "sft_updates": steps["sft_update"], **middle}
+        found = {"rl_steps": steps["rl_step"], "sft_updates": steps["sft_update"], "meters": steps["meter"], **middle}
         found |= {"freeze": freeze, "interval": interval, "share": freeze / interval}
+        found["share_without_meter"] = freeze / (interval - steps["meter"])
         totals[clock] = {name: round(value, 4) for name, value in found.items()}
+    clock = "wall" if device.type == "cuda" else "cpu"
     return {
-        "ratio": totals["wall" if device.type == "cuda" else "cpu"]["share"],
+        "ratio": totals[clock]["share"],
+        "ratio_without_meter": totals[clock]["share_without_meter"],
         "ratio_cpu": totals["cpu"]["share"],
         "ratio_wall": totals["wall"]["share"],
         "workload": f"recipe {RECIPE} with {shape.rl_steps} RL steps of {method.rl.prompts_per_step} x "
-        f"{method.rl.rollouts_per_prompt} x 64 tokens, {shape.updates} SFT updates of {method.sft_batch_size} demonstrations",
+        f"{method.rl.rollouts_per_prompt} x 64 tokens, {shape.updates} SFT updates of {method.sft_batch_size} demonstrations, "
+        "the meter twice",
         "frozen_fraction": round(frozen, 3),
         "seconds": totals,
         "repeats": {name: plain(runs) for name, runs in parts.items()},

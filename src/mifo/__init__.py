@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mifo.core.buffer import QuestionBuffer
     from mifo.core.freeze import ElementFreeze
-    from mifo.core.importance import FreezeReport, ImportanceMap, Shards
+    from mifo.core.importance import FreezeReport, ImportanceMap
     from mifo.core.logprobs import token_logprobs
     from mifo.core.select import top_entropy_tokens, top_entropy_weights
+    from mifo.core.topk import Shards
     from mifo.types import Demonstration
 
 __version__ = "0.1.0"
@@ -24,7 +25,7 @@ _HOMES = {
     "FreezeReport": "mifo.core.importance",
     "ImportanceMap": "mifo.core.importance",
     "QuestionBuffer": "mifo.core.buffer",
-    "Shards": "mifo.core.importance",
+    "Shards": "mifo.core.topk",
     "token_logprobs": "mifo.core.logprobs",
     "top_entropy_tokens": "mifo.core.select",
     "top_entropy_weights": "mifo.core.select",

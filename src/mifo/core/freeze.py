@@ -5,8 +5,9 @@ resolution 7). The hard freeze therefore puts the bits of masked elements back: 
 the optimizer's per-element state (Adam's moments) when the phase ends, since nothing reads them in between. `grad_zero` is the
 literal reading of S0 §3.2, kept for comparison.
 
-Masks act on bits: F holds −1 (all ones) where an element is frozen and 0 elsewhere, so `g & ~F` clears and `x ^ ((x ^ kept) & F)`
-puts back, exactly and whatever the value. On the CPU that takes a quarter of the time of the same step with bool masks.
+A mask is given as marks: an fp32 tensor that is at least `FROZEN_FROM` where an element is frozen, and smaller but not negative
+elsewhere. An importance map is one as it stands. Clearing what is frozen and taking it out are then one elementwise kernel
+each, which makes no mask on the way; what was taken out comes back by a bitwise or. Exact whatever the value.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from torch.optim import Optimizer
 from mifo.errors import ConfigError
 
 FreezeMode = Literal["hard", "grad_zero"]
-BitSource = Callable[[int], Tensor]
+MarkSource = Callable[[int], Tensor]
+"""The marks of the parameter of an index."""
+FROZEN_FROM = 2.0**-126
+"""The smallest normal fp32: smaller marks read as zero where a library made the processor flush them."""
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -41,8 +45,7 @@ class ElementFreeze:
 
     Args:
         masks: for each parameter a bool tensor of its shape, True where it must not move; or, with `parameters`, a
-            function from the parameter's index to its F as int32 (`ImportanceMap.frozen_bits`), so that masks need not all
-            exist at once.
+            function from a parameter's index to its marks (`ImportanceMap.marks`), so that no mask need exist.
         parameters: what the indices of such a function refer to.
         mode: "hard" or "grad_zero".
         snapshot: with `parameters`, copies of them as they are now; left as they are. Saves the memory of another copy.
@@ -50,7 +53,7 @@ class ElementFreeze:
 
     def __init__(
         self,
-        masks: Mapping[nn.Parameter, Tensor] | BitSource,
+        masks: Mapping[nn.Parameter, Tensor] | MarkSource,
         parameters: Sequence[nn.Parameter] | None = None,
         *,
         mode: FreezeMode = "hard",
@@ -67,17 +70,17 @@ class ElementFreeze:
                         f"ElementFreeze: a mask of {mask.dtype} {tuple(mask.shape)} for a parameter of shape "
                         f"{tuple(parameter.shape)}. Give a bool tensor of the parameter's shape."
                     )
-            self._bits: BitSource = lambda index: tensors[index].to(torch.int32).neg_()
+            self._marks: MarkSource = lambda index: tensors[index].float()
         else:
             assert parameters is not None
             self.parameters = list(parameters)
-            self._bits = masks
+            self._marks = masks
         self.mode: FreezeMode = mode
         self._kept = snapshot
         self._optimizer: Optimizer | None = None
         self._states: list[dict[str, Tensor]] = []
         self._masked = False  # gradients were masked for the coming step
-        self._rests = False  # frozen elements stay by themselves, see `_lay_to_rest`
+        self._rests = False  # frozen elements stay by themselves, see `_begin`
 
     def __enter__(self) -> ElementFreeze:
         return self
@@ -91,7 +94,7 @@ class ElementFreeze:
         self._masked = True
         for index, parameter in enumerate(self.parameters):
             if parameter.grad is not None:
-                _clear(parameter.grad, self._bits(index))
+                _clear_frozen(parameter.grad, self._marks(index))
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer) -> None:
@@ -112,21 +115,28 @@ class ElementFreeze:
         self._rests, self._masked = rests, False
         for index, parameter in enumerate([] if rests else self.parameters):
             if parameter.grad is not None:
-                _put_back(parameter.data, self._kept[index], self._bits(index))
+                marks = self._marks(index)
+                _put_back(parameter.data, _frozen_part(self._kept[index], marks), marks)
 
     @torch.no_grad()
     def settle(self) -> None:
         """Put back the optimizer's state of masked elements; at the end of the phase, or before it is saved half-way."""
         for index, (parameter, before) in enumerate(zip(self.parameters, self._states, strict=False)):
             assert self._optimizer is not None
-            bits = self._bits(index)
             for name, now in _per_element(self._optimizer, parameter).items():
-                if name in before:
-                    _put_back(now, before[name], bits)
-                else:  # made during this phase, and optimizers start from zeros
-                    _clear(now, bits)
+                if name not in before:  # made during this phase, and optimizers start from zeros
+                    _clear_frozen(now, self._marks(index))
+                elif self._rests:  # still zero
+                    _or_bits(now, before[name])
+                else:
+                    _put_back(now, before[name], self._marks(index))
+        self._optimizer, self._states = None, []  # a further step begins again
 
     def _begin(self, optimizer: Optimizer) -> None:
+        """Take the optimizer's state of frozen elements out.
+
+        With both moments and the gradient zero Adam's step is exactly zero, so only weight decay could move a frozen element.
+        """
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ConfigError(
                 "freeze = 'hard' with the optimizer LBFGS: it needs a closure and mixes parameters. Use AdamW or SGD."
@@ -134,19 +144,13 @@ class ElementFreeze:
         self._optimizer = optimizer
         if self._kept is None:
             self._kept = [p.detach().clone() for p in self.parameters]
-        self._states = [
-            {name: value.clone() for name, value in _per_element(optimizer, p).items()} for p in self.parameters
-        ]
-        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and self._masked:
-            self._lay_to_rest(optimizer)
-
-    def _lay_to_rest(self, optimizer: Optimizer) -> None:
-        """With first moment 0 and gradient 0 Adam's step is exactly 0, so only weight decay could move a frozen element."""
+        self._rests = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and self._masked
         for index, parameter in enumerate(self.parameters):
+            marks = self._marks(index)
             state = _per_element(optimizer, parameter)
-            if "exp_avg" in state:
-                _clear(state["exp_avg"], self._bits(index))
-        self._rests = True
+            self._states.append({name: _frozen_part(value, marks) for name, value in state.items()})
+            for value in state.values() if self._rests else ():
+                _clear_frozen(value, marks)
 
 
 def _decay_rounds_to_nothing(optimizer: Optimizer) -> bool:
@@ -161,23 +165,32 @@ def _decay_rounds_to_nothing(optimizer: Optimizer) -> bool:
     )
 
 
-def _clear(values: Tensor, bits: Tensor) -> None:
-    """+0.0 where F is set."""
-    if not values.is_contiguous():
-        values.masked_fill_(bits != 0, 0.0)
-        return
-    integer = _INTEGERS[values.element_size()]
-    values.view(integer).bitwise_and_(bits.to(integer).bitwise_not())
+def _clear_frozen(values: Tensor, marks: Tensor) -> None:
+    """+0.0 where marked."""
+    if values.dtype == torch.float32:  # the gradient of hardtanh on (−1, FROZEN_FROM): `values` inside, 0 outside
+        torch.ops.aten.hardtanh_backward.grad_input(values, marks, -1.0, FROZEN_FROM, grad_input=values)
+    else:
+        values.masked_fill_(marks >= FROZEN_FROM, 0.0)
 
 
-def _put_back(values: Tensor, kept: Tensor, bits: Tensor) -> None:
-    """The bits of `kept` where F is set."""
-    if not (values.is_contiguous() and kept.is_contiguous()):
-        values.copy_(torch.where(bits != 0, kept, values))
-        return
+def _frozen_part(values: Tensor, marks: Tensor) -> Tensor:
+    """`values` where marked, +0.0 elsewhere."""
+    if values.dtype == torch.float32:  # the gradient of a threshold: `values` where the marks exceed it
+        part: Tensor = torch.ops.aten.threshold_backward(values, marks, FROZEN_FROM - 2.0**-149)
+        return part
+    return torch.where(marks >= FROZEN_FROM, values, torch.zeros_like(values))
+
+
+def _put_back(values: Tensor, frozen_part: Tensor, marks: Tensor) -> None:
+    """Make `values` those of `frozen_part` where marked."""
+    _clear_frozen(values, marks)
+    _or_bits(values, frozen_part)
+
+
+def _or_bits(values: Tensor, frozen_part: Tensor) -> None:
+    """Add `frozen_part` to `values` where one of both is +0.0; unlike a sum it keeps −0.0."""
     integer = _INTEGERS[values.element_size()]
-    difference = values.view(integer).bitwise_xor(kept.view(integer)).bitwise_and_(bits.to(integer))
-    values.view(integer).bitwise_xor_(difference)
+    values.view(integer).bitwise_or_(frozen_part.view(integer))
 
 
 def _per_element(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:

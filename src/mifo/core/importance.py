@@ -2,47 +2,26 @@
 
     Δ = |θ_RL,end − θ_RL,start|      C̃ = α C + (1 − α) Δ      I = TopK(C̃, k·d)      C ← 1_I ⊙ C̃
 
-Everything is fp32 whatever the parameters are. The mask is never stored: after the last step C is positive exactly on I,
+Everything is fp32 whatever the parameters are. The mask is never stored: after the last step C is at least `FROZEN_FROM`
+exactly on I,
 because an element that never moved is never frozen (METHODS 7, resolution 11); `fill_ties` lifts that and then keeps the
 zeros it froze apart.
-
-Top-k is a radix selection over the bit patterns: non-negative floats order like their bits, so a histogram of the upper
-16 of 31 bits finds the bin of the threshold and one of the lower 15 bits the threshold itself. No sort and no copy; over
-shards only counts are summed. Ties at the threshold go to the earlier (tensor, flat index).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mifo.core.reduce import AllSum, single_rank
-from mifo.errors import ConfigError, NumericsError
-
-BLOCK = 1 << 22  # elements looked at at once: the histogram works in cache and needs no copy of the map
-CACHE_BLOCK = 1 << 16  # elements that several passes over a few tensors find in a core's cache again
-LOW_BITS = 15
-INFINITY_BITS = 0x7F800000
-
-
-@dataclass(frozen=True, slots=True)
-class Shards:
-    """Where this rank stands when tensors are split along their flat index: rank r holds the r-th piece of each.
-
-    `all_sum` adds an int64 tensor up over ranks. One rank is the default.
-    """
-
-    rank: int = 0
-    size: int = 1
-    all_sum: AllSum = single_rank
-
-
-ONE_SHARD = Shards()
+from mifo.core.blocks import blocks, count_from
+from mifo.core.freeze import FROZEN_FROM
+from mifo.core.topk import ONE_SHARD, Shards, check_orderable, find_top_k
+from mifo.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,140 +37,6 @@ class FreezeReport:
     def fraction(self) -> float:
         """Frozen share of all trainable elements."""
         return self.frozen / max(1, self.elements)
-
-
-def _bits(values: Tensor) -> Iterator[Tensor]:
-    for block in values.detach().reshape(-1).split(BLOCK):
-        yield block.view(torch.int32)
-
-
-def _check_orderable(values: Sequence[Tensor]) -> None:
-    for index, tensor in enumerate(values):
-        assert tensor.dtype == torch.float32
-        assert tensor.is_contiguous()
-        if tensor.numel() == 0:
-            continue
-        low, high = (int(v) for v in torch.aminmax(tensor.detach().view(torch.int32)))
-        if low < 0 or high >= INFINITY_BITS:
-            raise NumericsError(
-                f"top-k of the importance map: tensor {index} (shape {tuple(tensor.shape)}) holds a negative, NaN or infinite "
-                "value. The weights diverged during RL: lower the learning rate or resume from an earlier checkpoint."
-            )
-
-
-def _descend(counts: Tensor, wanted: int) -> tuple[int, int]:
-    """The bin in which the `wanted`-th largest value lies, and how many values lie in the bins above it."""
-    above = counts.flip(0).cumsum(0)
-    place = int(torch.searchsorted(above, wanted))
-    bin_index = len(counts) - 1 - place
-    return bin_index, int(above[place - 1]) if place else 0
-
-
-def top_k_threshold(values: Sequence[Tensor], k: int, shards: Shards = ONE_SHARD) -> tuple[int, int, int]:
-    """Bit pattern of the k-th largest value over all tensors and shards, how many exceed it, and how many equal it.
-
-    Args:
-        values: non-negative finite fp32 tensors.
-        k: 1 ≤ k ≤ number of elements over all shards.
-        shards: this rank's place.
-    """
-    device = values[0].device
-    high = torch.zeros(1 << (31 - LOW_BITS), dtype=torch.int64, device=device)
-    for tensor in values:
-        for bits in _bits(tensor):
-            high += torch.bincount(bits >> LOW_BITS, minlength=len(high))
-    upper, above = _descend(shards.all_sum(high), k)
-    low = torch.zeros(1 << LOW_BITS, dtype=torch.int64, device=device)
-    for tensor in values:
-        for bits in _bits(tensor):
-            low += _counts_within(bits, upper)
-    low = shards.all_sum(low)
-    lower, above_in_bin = _descend(low, k - above)
-    return (upper << LOW_BITS) | lower, above + above_in_bin, int(low[lower])
-
-
-def _counts_within(bits: Tensor, upper: int) -> Tensor:
-    """Histogram of the lower bits of those values whose upper bits are `upper`: int64 [1 << LOW_BITS]."""
-    size = 1 << LOW_BITS
-    if bits.device.type == "cpu":  # others fall into a bin at either end: faster than to pick out those within
-        places = (bits - (upper << LOW_BITS)).clamp_(-1, size).add_(1)
-        return torch.bincount(places, minlength=size + 2)[1:-1]
-    inside = bits[(bits >> LOW_BITS) == upper]
-    return torch.bincount(inside & (size - 1), minlength=size)
-
-
-def _ties_allowed(values: Sequence[Tensor], threshold: int, ties: int, shards: Shards) -> list[int]:
-    """How many elements equal to the threshold each local tensor may keep, first tensor and lowest rank first."""
-    local: list[int] = []
-    for tensor in values:
-        settled = shards.size == 1 and sum(local) >= ties  # the rest gets none, however many it has
-        local.append(0 if settled else sum(int((bits == threshold).sum()) for bits in _bits(tensor)))
-    table = torch.zeros(len(values), shards.size, dtype=torch.int64, device=values[0].device)
-    table[:, shards.rank] = torch.tensor(local, dtype=torch.int64, device=table.device)
-    flat = shards.all_sum(table).reshape(-1)
-    before = (flat.cumsum(0) - flat).reshape(len(values), shards.size)[:, shards.rank]
-    return [max(0, min(count, ties - int(b))) for count, b in zip(local, before, strict=True)]
-
-
-def select_top_k(values: Sequence[Tensor], k: int, shards: Shards = ONE_SHARD) -> list[Tensor]:
-    """Masks of the k largest elements over all tensors and shards; exact, deterministic under ties.
-
-    Args:
-        values: non-negative finite fp32 tensors, in the same order on every rank.
-        k: elements to select over all ranks; 0 selects none.
-        shards: this rank's place.
-
-    Returns:
-        One bool tensor for each of `values`.
-
-    Raises:
-        NumericsError: a value is negative, NaN or infinite.
-    """
-    _check_orderable(values)
-    if k == 0 or not values:
-        return [torch.zeros_like(v, dtype=torch.bool) for v in values]
-    return list(_top_k_masks(values, *_threshold_and_quotas(values, k, shards)))
-
-
-def _threshold_and_quotas(values: Sequence[Tensor], k: int, shards: Shards) -> tuple[int, list[int] | None]:
-    """The threshold's bits, and how many ties each tensor keeps; None where all of them are kept, as is usual."""
-    threshold, above, equal = top_k_threshold(values, k, shards)
-    return threshold, None if above + equal == k else _ties_allowed(values, threshold, k - above, shards)
-
-
-def _top_k_masks(values: Sequence[Tensor], threshold: int, quotas: Sequence[int] | None) -> Iterator[Tensor]:
-    """One mask after the other, so that they need not all exist at once."""
-    for index, tensor in enumerate(values):
-        bits = tensor.view(torch.int32)
-        if quotas is None:
-            yield bits >= threshold
-            continue
-        mask = bits > threshold
-        if quotas[index]:
-            tied = (bits == threshold).reshape(-1).nonzero()[: quotas[index], 0]
-            mask.view(-1)[tied] = True
-        yield mask
-
-
-def _keep_top(values: Sequence[Tensor], threshold: int, quotas: Sequence[int] | None) -> None:
-    """Zero what is not among the k largest, in place; `threshold` is that of a positive value."""
-    for index, tensor in enumerate(values):
-        drop_ties = quotas is not None and quotas[index] == 0
-        torch.threshold_(tensor, _as_float(threshold if drop_ties else threshold - 1), 0.0)  # keeps what is greater
-        if quotas is not None and quotas[index]:
-            tied = (tensor.view(torch.int32) == threshold).reshape(-1).nonzero()[quotas[index] :, 0]
-            tensor.view(-1)[tied] = 0.0
-
-
-def _count_positive(values: Tensor) -> int:
-    """How many of the non-negative `values` are not zero; sums of signs, as `count_nonzero` is slow on the CPU."""
-    if values.device.type != "cpu":
-        return int(torch.count_nonzero(values))
-    return sum(int(block.sign().sum()) for block in values.reshape(-1).split(CACHE_BLOCK))
-
-
-def _as_float(bits: int) -> float:
-    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
 class ImportanceMap:
@@ -241,20 +86,27 @@ class ImportanceMap:
         """Update the map from what moved since `begin_interval` and select the elements to freeze.
 
         The snapshot is overwritten with the parameters as the SFT phase finds them: what its freeze puts back.
+
+        Raises:
+            NumericsError: a parameter is not finite. The map is then finite but belongs to no interval: load a state.
         """
-        for importance, start, parameter in zip(self.importance, self.start, self.parameters, strict=True):
+        moved = []
+        for index, (importance, start, parameter) in enumerate(
+            zip(self.importance, self.start, self.parameters, strict=True)
+        ):
             wide = torch.float64 if start.dtype == torch.float64 else torch.float32
-            size = CACHE_BLOCK if start.device.type == "cpu" else BLOCK
-            rows = (importance.view(-1), start.view(-1), parameter.detach().reshape(-1))
-            for old, before, now in zip(*(row.split(size) for row in rows), strict=True):
-                moved = (now.to(wide) - before.to(wide)).float().abs_()
-                old.mul_(self.history).add_(moved, alpha=1.0 - self.history)
+            moved.append(0)
+            for old, before, now in blocks(importance, start, parameter.detach().contiguous()):
+                change = (now.to(wide) - before.to(wide)).float().abs_()
+                check_orderable(change, index)  # before it enters the map
+                old.mul_(self.history).add_(change, alpha=1.0 - self.history)
                 before.copy_(now)
+                moved[index] += count_from(old, FROZEN_FROM)
         groups = [[i] for i in range(len(self.importance))] if self.scope == "tensor" else [range(len(self.importance))]
         self._frozen_zeros = (
             [torch.zeros_like(c, dtype=torch.bool) for c in self.importance] if self.fill_ties else None
         )
-        reports = [self._select(list(group)) for group in groups]
+        reports = [self._select(list(group), sum(moved[i] for i in group)) for group in groups]
         return FreezeReport(
             elements=sum(r.elements for r in reports),
             moved=sum(r.moved for r in reports),
@@ -262,10 +114,9 @@ class ImportanceMap:
             threshold=min((r.threshold for r in reports if r.frozen), default=0.0),
         )
 
-    def _select(self, indices: list[int]) -> FreezeReport:
+    def _select(self, indices: list[int], moved_here: int) -> FreezeReport:
         values = [self.importance[i] for i in indices]
-        _check_orderable(values)
-        local = torch.tensor([sum(v.numel() for v in values), sum(map(_count_positive, values))])
+        local = torch.tensor([sum(v.numel() for v in values), moved_here])
         elements, moved = (int(n) for n in self.shards.all_sum(local))
         wanted = math.floor(round(self.top * elements, 6))  # ⌊k·d⌋ of the real number: 0.57 · 100 is 57
         if moved <= wanted and not self.fill_ties:
@@ -274,26 +125,32 @@ class ImportanceMap:
             for importance in values:
                 importance.zero_()
             return FreezeReport(elements=elements, moved=moved, frozen=0, threshold=0.0)
-        threshold, quotas = _threshold_and_quotas(values, wanted, self.shards)
-        if self._frozen_zeros is None:
-            _keep_top(values, threshold, quotas)
-        else:
-            for i, mask in zip(indices, _top_k_masks(values, threshold, quotas), strict=True):
-                self._frozen_zeros[i] = mask & (self.importance[i] == 0)
-                self.importance[i].mul_(mask)
-        return FreezeReport(elements=elements, moved=moved, frozen=wanted, threshold=_as_float(threshold))
+        top = find_top_k(values, wanted, self.shards)
+        for i, dropped in zip(indices, top.dropped, strict=True):
+            self._keep(i, top.threshold, dropped)
+        return FreezeReport(elements=elements, moved=moved, frozen=wanted, threshold=top.threshold)
+
+    def _keep(self, index: int, threshold: float, dropped: Tensor) -> None:
+        """C ← 1_I ⊙ C of one tensor."""
+        importance = self.importance[index]
+        if self._frozen_zeros is not None:
+            mask = importance >= threshold
+            mask.view(-1)[dropped] = False
+            self._frozen_zeros[index] = mask & (importance < FROZEN_FROM)
+        below = float(torch.nextafter(torch.tensor(threshold), torch.tensor(0.0)))
+        for (block,) in blocks(importance):
+            torch.threshold_(block, below, 0.0)  # keeps what is greater
+        importance.view(-1)[dropped] = 0.0
 
     def mask(self, index: int) -> Tensor:
         """M of one parameter: bool, True where SFT must not move it."""
-        positive = self.importance[index] > 0
-        return positive if self._frozen_zeros is None else positive | self._frozen_zeros[index]
+        return self.marks(index) >= FROZEN_FROM
 
-    def frozen_bits(self, index: int) -> Tensor:
-        """M of one parameter as int32: −1 (all bits) where SFT must not move it, 0 elsewhere; for `ElementFreeze`."""
-        bits = self.importance[index].view(torch.int32).neg().bitwise_right_shift_(31)
-        if self._frozen_zeros is not None:
-            bits.bitwise_or_(self._frozen_zeros[index].to(torch.int32).neg_())
-        return bits
+    def marks(self, index: int) -> Tensor:
+        """M of one parameter as `ElementFreeze` takes it; the map itself unless zeros are frozen, so it is not to be changed."""
+        if self._frozen_zeros is None:
+            return self.importance[index]
+        return self.importance[index] + self._frozen_zeros[index]
 
     def masks(self) -> dict[nn.Parameter, Tensor]:
         """M of every parameter, all at once (one byte an element); `mask` makes one at a time."""

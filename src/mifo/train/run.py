@@ -147,7 +147,7 @@ class Run:
         importance = self.parts.importance
         if phase.freeze is not None and importance is not None and self.freeze is None:
             self.freeze = ElementFreeze(
-                importance.frozen_bits, importance.parameters, mode=phase.freeze.mode, snapshot=importance.start
+                importance.marks, importance.parameters, mode=phase.freeze.mode, snapshot=importance.start
             )
         optimizer = self.parts.optimizers[phase.optimizer]
         with self.ledger.timed(phase.name):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mifo.core.freeze import ElementFreeze
+from mifo.core.freeze import FROZEN_FROM, ElementFreeze
 from mifo.errors import ConfigError
 
 
@@ -109,11 +109,14 @@ def test_gradient_that_is_not_finite_is_masked():
     assert parameter.grad.tolist() == [0.0, 1.0]
 
 
-def test_settling_half_way_changes_nothing():
+@pytest.mark.parametrize("weight_decay", [0.1, 0.0])  # without decay frozen elements rest by themselves
+def test_settling_half_way_changes_nothing(weight_decay):
     """A checkpoint in the middle of a phase settles; the phase then ends in the same bits."""
     runs = []
     for half_way in (False, True):
-        parameters, masks, optimizer, draw = setup(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+        parameters, masks, optimizer, draw = setup(torch.optim.AdamW, lr=1e-2, weight_decay=weight_decay)
+        gradients(parameters, draw)
+        optimizer.step()  # moments that are not zero when the phase begins
         with ElementFreeze(masks) as freeze:
             for _ in range(4):
                 gradients(parameters, draw)
@@ -131,9 +134,9 @@ def test_a_given_snapshot_is_used_and_left_alone():
     parameters, masks, optimizer, draw = setup(torch.optim.AdamW, lr=1e-2)
     snapshot = [p.detach().clone() for p in parameters]
     copies = [s.clone() for s in snapshot]
-    bits = [-mask.int() for mask in masks.values()]
+    marks = [3e-9 * mask for mask in masks.values()]
     gradients(parameters, draw)
-    with ElementFreeze(bits.__getitem__, parameters, snapshot=snapshot) as freeze:
+    with ElementFreeze(marks.__getitem__, parameters, snapshot=snapshot) as freeze:
         freeze.step(optimizer)
     for parameter, kept, copy in zip(parameters, snapshot, copies, strict=True):
         assert torch.equal(kept, copy)
@@ -195,3 +198,44 @@ def test_wrong_masks_and_modes_are_refused():
     for mask in (torch.zeros(2, dtype=torch.int32), torch.zeros(3, dtype=torch.bool)):
         with pytest.raises(ConfigError, match="Give a bool tensor"):
             ElementFreeze({parameter: mask})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.5, 0.0])
+def test_every_dtype_and_memory_layout(dtype, transposed, weight_decay):
+    """With values on which arithmetic would lose bits: −0.0, subnormals, NaN in a frozen gradient."""
+    draw = torch.Generator().manual_seed(5)
+    start, mask = torch.randn(6, 9, generator=draw).to(dtype), torch.rand(6, 9, generator=draw) < 0.5
+    start[0], mask[0] = torch.tensor([-0.0, 1e-44, -1e-44, 0.0, 1e30, -0.0, 1e-38, 2.0, -3.0]).to(dtype), True
+    parameter = nn.Parameter(start.t().contiguous().t() if transposed else start.clone())
+    optimizer = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=weight_decay)
+    parameter.grad = torch.randn(6, 9, generator=draw).to(dtype)
+    optimizer.step()
+    optimizer.state[parameter]["exp_avg"][0, 0] = -0.0
+    before = [t.detach().clone() for t in (parameter, *moments(optimizer, parameter))]
+    with ElementFreeze({parameter: mask}) as freeze:
+        for _ in range(3):
+            parameter.grad = torch.randn(6, 9, generator=draw).to(dtype)
+            parameter.grad[0] = float("nan")
+            freeze.mask_gradients()
+            freeze.step(optimizer)
+    for now, kept in zip((parameter.detach(), *moments(optimizer, parameter)), before, strict=True):
+        assert now[mask].tolist() == kept[mask].tolist()
+        assert torch.equal(now[mask].signbit(), kept[mask].signbit())
+        assert float((now[~mask] != kept[~mask]).float().mean()) > 0.5  # bf16 rounds some steps away
+
+
+def moments(optimizer, parameter):
+    return optimizer.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg_sq"]
+
+
+def test_marks_too_small_to_be_normal_numbers_freeze_nothing():
+    """They read as zero on processors told to flush them, so they must mean the same everywhere."""
+    parameter = nn.Parameter(torch.ones(4))
+    marks = torch.tensor([0.0, 1e-40, FROZEN_FROM, 1.0])
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    parameter.grad = torch.ones(4)
+    with ElementFreeze(lambda _: marks, [parameter]) as freeze:
+        freeze.step(optimizer)  # not masked, so the step moves all four and the freeze puts two back
+    assert parameter.tolist() == [0.5, 0.5, 1.0, 1.0]

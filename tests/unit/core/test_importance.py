@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mifo.core.importance import ImportanceMap, Shards, select_top_k
+import mifo.core.topk as topk
+from mifo.core.importance import ImportanceMap
+from mifo.core.topk import Shards, select_top_k
 from mifo.errors import ConfigError, NumericsError
 
 
@@ -43,9 +45,45 @@ def test_wide_range_of_magnitudes_and_subnormals():
 def test_blocks_do_not_matter(monkeypatch):
     values = tied_values(1, [(1000,), (37, 11)], levels=50)
     whole = select_top_k(values, 500)
-    monkeypatch.setattr("mifo.core.importance.BLOCK", 64)
+    monkeypatch.setattr("mifo.core.blocks.CACHE_BLOCK", 64)
     for a, b in zip(whole, select_top_k(values, 500), strict=True):
         assert torch.equal(a, b)
+
+
+def drawn(kind, count, draw):
+    """Values on which a sample of every seventh element is right, blunt (one bin holds most), or wrong."""
+    values = torch.exp(4 * torch.randn(count, generator=draw))
+    if kind == "ties":
+        values = (values * 2).round() / 2
+    if kind == "misleading":
+        values[::7] *= 1e-30
+    return values
+
+
+@pytest.mark.parametrize("kind", ["spread", "ties", "misleading"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_sample_only_saves_time(kind, size, monkeypatch):
+    monkeypatch.setattr("mifo.core.topk.SAMPLED_FROM", 100)
+    monkeypatch.setattr("mifo.core.topk.SAMPLE_STRIDE", 7)
+    found = []
+    narrow = topk._near_threshold
+
+    def watched(*arguments):
+        result = narrow(*arguments)
+        found.append(result is not None)
+        return result
+
+    monkeypatch.setattr("mifo.core.topk._near_threshold", watched)
+    draw = torch.Generator().manual_seed(2)
+    values = [drawn(kind, count, draw) for count in (70_000, 700, 4, 7_000)]
+    total = sum(v.numel() for v in values)
+    pieces = [[v.tensor_split(size)[rank].contiguous() for v in values] for rank in range(size)]
+    for k in (1, total // 100, total // 2, total - 1, total):
+        results = shards_in_lockstep(pieces, lambda mine, shards, k=k: select_top_k(mine, k, shards))
+        for index, expected in enumerate(oracle(values, k)):
+            assert torch.equal(torch.cat([result[index] for result in results]), expected), k
+    assert any(found)
+    assert all(found) is (kind != "misleading")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
@@ -135,7 +173,7 @@ def test_elements_that_never_moved_are_never_frozen_unless_asked():
     assert filled.end_interval().frozen == 3
     assert filled.mask(0).tolist() == [True, True, True, False, False, False]
     for map_ in (importance, filled):
-        assert torch.equal(map_.frozen_bits(0), -map_.mask(0).int())
+        assert torch.equal(map_.marks(0) > 0, map_.mask(0))
 
 
 def test_scope_tensor_takes_the_share_of_each():

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from builders import make_sequences
 
-from mifo.core.importance import Shards, select_top_k
 from mifo.core.losses import CrossEntropy, PolicyGradient
+from mifo.core.topk import Shards, select_top_k
 from mifo.train.learner import Learner
 from mifo.train.model import tiny_model
 from mifo.train.parallel import World, current_world
