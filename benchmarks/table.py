@@ -25,8 +25,11 @@ def details(name: str, record: dict[str, Any]) -> str:
             f"(TRL {record['trl']['setting']}); CPU ratio {record['ratio_cpu']}, wall ratio {record['ratio_wall']}"
         )
     if name == "freeze_overhead":
-        cpu = record["seconds"]["cpu"]
-        return f"{cpu['freeze']:.2f} of {cpu['interval']:.1f} CPU-seconds; end_interval {cpu['end_interval']:.2f}"
+        whole = record["seconds"]["cpu"]["64"]
+        return (
+            f"{whole['freeze']:.2f} of {whole['interval']:.1f} CPU-seconds, {record['ratio_without_meter']} without the meter; "
+            f"with four SFT updates {record['updates_of_16']['ratio']} and {record['updates_of_16']['ratio_without_meter']}"
+        )
     if name == "logprob_memory":
         return (
             f"{record['ours']['peak_mib']:.0f} against {record['full']['peak_mib']:.0f} MiB, of which gradients "
