@@ -23,7 +23,6 @@ from mifo.data.chat import Chat
 from mifo.data.tasks import INSTRUCTION
 from mifo.errors import ConfigError, ModelError
 from mifo.eval.score import evaluate, evaluation_sampling, make_evaluate
-from mifo.rewards import Answer
 from mifo.train.build import (
     Prepared,
     build_engine,
@@ -33,6 +32,7 @@ from mifo.train.build import (
     make_chat,
     make_grader,
     prepare,
+    verifier,
 )
 from mifo.train.console import RunDisplay, clock, closing_table
 from mifo.train.corpus import read_evaluation
@@ -43,7 +43,7 @@ from mifo.train.metrics import score_record
 from mifo.train.model import TINY, load_model, load_tokenizer
 from mifo.train.run import Run
 from mifo.train.summary import write_results
-from mifo.types import GraderName, Problem, Score, Verdict
+from mifo.types import Problem, Score
 
 EVAL_TOKENS = 512
 SHOWN_CHARACTERS = 1500
@@ -177,11 +177,7 @@ def eval_command(known: argparse.Namespace) -> int:
     with make_grader(config) as grader:
         tokenizer = load_tokenizer(config.model)
         chat = make_chat(config, tokenizer)
-
-        def verify(name: GraderName, response: str, answer: str) -> Verdict:
-            return grader.grade([Answer(grader=name, gold=answer, text=response)])[0]
-
-        problems, note = read_evaluation(config.data, verify)
+        problems, note = read_evaluation(config.data, verifier(grader))
         console.print(note, highlight=False, markup=False)
         if config.data.system_prompt is not None:
             console.print(f"system prompt: {config.data.system_prompt}", highlight=False, markup=False)

@@ -79,6 +79,12 @@ def _check_evaluation(config: Config) -> None:
             f"evaluation.meter_problems = {evaluation.meter_problems} has no effect with evaluation.around_sft = false: there "
             "is no forgetting meter. Leave one of them out."
         )
+    held_out = config.data.evaluation_problems
+    if evaluation.meter_problems is not None and held_out is not None and evaluation.meter_problems > held_out:
+        raise ConfigError(
+            f"evaluation.meter_problems = {evaluation.meter_problems} exceeds data.evaluation_problems = {held_out}. Lower the "
+            "first, raise the second, or leave meter_problems out to measure on all of them."
+        )
     if evaluation.samples > 1 and evaluation.temperature == 0.0:
         raise ConfigError(
             f"evaluation.samples = {evaluation.samples} with evaluation.temperature = 0: greedy responses are all equal. "
@@ -90,6 +96,11 @@ def _check_optimizer(name: str, optimizer: OptimizerConfig) -> None:
     if optimizer.schedule != "constant" and optimizer.decay_updates is None:
         raise ConfigError(
             f"{name}.schedule = '{optimizer.schedule}' needs {name}.decay_updates: after how many updates the rate is lowest."
+        )
+    if optimizer.schedule == "constant" and optimizer.minimum_ratio != OptimizerConfig.minimum_ratio:
+        raise ConfigError(
+            f"{name}.minimum_ratio = {optimizer.minimum_ratio:g} has no effect with {name}.schedule = 'constant'. Set the "
+            "schedule to 'linear' or 'cosine', or leave minimum_ratio out."
         )
     if optimizer.decay_updates is not None and optimizer.decay_updates <= optimizer.warmup_updates:
         raise ConfigError(

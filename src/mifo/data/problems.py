@@ -4,7 +4,7 @@ A file is read in one of the schemas of `rows`, from one of the formats of `read
 counted, when it holds no usable problem. A problem whose demonstration is over-long or fails verification is kept
 without it, which is counted too. Nothing is dropped in silence, and a file with nothing usable is an error.
 
-The verifier is the caller's, since rewards are a layer below: `verify(grader, response, answer)`. Without one, no
+The verifier is the caller's, since rewards are a layer below. It gets all demonstrations of a file at once. Without one, no
 demonstration can be trusted and all are put aside.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +25,8 @@ from mifo.types import GraderName, Problem, Verdict
 
 __all__ = ["Limits", "LoadReport", "Verify", "load_problems", "problem_from_row", "summary"]
 
-Verify = Callable[[GraderName, str, str], Verdict]
+Verify = Callable[[Sequence[tuple[GraderName, str, str]]], Sequence[Verdict]]
+"""Verdicts on (grader, response, answer), in their order."""
 _DEMONSTRATION = "demonstration "  # reasons that cost the demonstration and not the row start with it
 _GENERIC_NAMES = frozenset({"train", "test", "validation", "valid", "val", "dev", "data"})
 _SCHEMA_ROWS = 64  # rows whose columns decide the schema: JSON lines may leave out empty columns
@@ -82,7 +83,7 @@ def load_problems(
 ) -> LoadReport:
     r"""Read a file, a folder or a hub data set.
 
-    `verify(grader, response, answer)` judges each demonstration. `split` chooses within folders and hub data sets.
+    `verify` judges the demonstrations. `split` chooses within folders and hub data sets.
     `strip_think` drops a leading `<think>\n` of a demonstration, for templates that end the prompt in it (METHODS 2).
     `box_answer` ends a demonstration that has no box with the reference answer in one; only for solutions that are
     known to be right, since the verifier then sees the reference itself.
@@ -102,7 +103,7 @@ def load_problems(
     except DataError as error:
         raise DataError(f"data = {path!r}: {error}") from error
     counts: Counter[str] = Counter()
-    problems = tuple(_usable(rows, schema, options, limits, verify, counts))
+    problems = _verified(_usable(rows, schema, options, limits, counts), verify, counts)
     if not problems:
         raise DataError(
             f"data = {path!r}: none of {len(rows)} rows is usable as {schema} ({_listed(counts)}); columns found: "
@@ -138,15 +139,10 @@ def summary(report: LoadReport) -> str:
 
 
 def _usable(
-    rows: list[RowOrReason],
-    schema: Schema,
-    options: RowOptions,
-    limits: Limits,
-    verify: Verify | None,
-    counts: Counter[str],
-) -> Iterator[Problem]:
-    """The usable problems in the order of the rows; every reason is added to `counts`."""
-    seen: set[str] = set()
+    rows: list[RowOrReason], schema: Schema, options: RowOptions, limits: Limits, counts: Counter[str]
+) -> list[Problem]:
+    """The usable problems in the order of the rows, without over-long demonstrations; every reason is added to `counts`."""
+    problems: dict[str, Problem] = {}
     for row in rows:
         if isinstance(row, str):
             counts[row] += 1
@@ -157,15 +153,32 @@ def _usable(
         except RowError as error:
             counts[str(error)] += 1
             continue
-        if problem.id in seen:
+        if problem.id in problems:
             counts["duplicate id"] += 1
             continue
-        seen.add(problem.id)
-        reason = _demonstration_fault(problem, limits, verify)
-        if reason is not None:
-            counts[_DEMONSTRATION + reason] += 1
+        text = problem.demonstration or ""
+        if _over(text, limits.demonstration_chars, limits.demonstration_tokens, limits.token_length):
+            counts[_DEMONSTRATION + "too long"] += 1
             problem = replace(problem, demonstration=None)
-        yield problem
+        problems[problem.id] = problem
+    return list(problems.values())
+
+
+def _verified(problems: list[Problem], verify: Verify | None, counts: Counter[str]) -> tuple[Problem, ...]:
+    """The problems without the demonstrations that fail verification; every reason is added to `counts`."""
+    to_verify = [(p.grader, p.demonstration, p.answer) for p in problems if p.demonstration is not None]
+    if verify is None:
+        faults: list[str | None] = ["unverified (no verifier)"] * len(to_verify)
+    else:
+        faults = [None if v is Verdict.CORRECT else f"verified as {v.value}" for v in verify(to_verify)]
+    left = iter(faults)
+    kept = []
+    for problem in problems:
+        fault = None if problem.demonstration is None else next(left)
+        if fault is not None:
+            counts[_DEMONSTRATION + fault] += 1
+        kept.append(problem if fault is None else replace(problem, demonstration=None))
+    return tuple(kept)
 
 
 def _check_prompt(problem: Problem, limits: Limits) -> None:
@@ -175,18 +188,6 @@ def _check_prompt(problem: Problem, limits: Limits) -> None:
             raise RowError("bad UTF-8")
     if _over(text, limits.prompt_chars, limits.prompt_tokens, limits.token_length):
         raise RowError("prompt too long")
-
-
-def _demonstration_fault(problem: Problem, limits: Limits, verify: Verify | None) -> str | None:
-    text = problem.demonstration
-    if text is None:
-        return None
-    if _over(text, limits.demonstration_chars, limits.demonstration_tokens, limits.token_length):
-        return "too long"
-    if verify is None:
-        return "unverified (no verifier)"
-    verdict = verify(problem.grader, text, problem.answer)
-    return None if verdict is Verdict.CORRECT else f"verified as {verdict.value}"
 
 
 def _over(text: str, chars: int, tokens: int | None, length: Callable[[str], int] | None) -> bool:

@@ -16,6 +16,7 @@ from mifo.config.decode import encode
 from mifo.config.schema import Config
 from mifo.core.importance import ImportanceMap
 from mifo.data.chat import Chat
+from mifo.data.problems import Verify
 from mifo.errors import CheckpointError, DataError, ModelError
 from mifo.methods import Method, make_method
 from mifo.rewards import Answer, Grader
@@ -29,7 +30,6 @@ from mifo.train.optim import ScheduledAdamW
 from mifo.train.parallel import current_world
 from mifo.train.policy import Policy
 from mifo.train.run import Evaluate, Listener, Parts, Run
-from mifo.types import GraderName, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -61,17 +61,18 @@ def make_chat(config: Config, tokenizer: PreTrainedTokenizerBase) -> Chat:
     return Chat(tokenizer, config.data.template, config.data.system_prompt, generation_eos(config.model))
 
 
+def verifier(grader: Grader) -> Verify:
+    """What judges the demonstrations of data files: the same grader that judges responses."""
+    return lambda rows: grader.grade([Answer(grader=name, gold=answer, text=text) for name, text, answer in rows])
+
+
 def prepare(config: Config, grader: Grader) -> Prepared:
     """Tokenizer, templates, method and data: everything that a wrong configuration can break cheaply."""
     pick_device(config.model.device)
     tokenizer = load_tokenizer(config.model)
     chat = make_chat(config, tokenizer)
     method = make_method(config)
-
-    def verify(name: GraderName, response: str, answer: str) -> Verdict:
-        return grader.grade([Answer(grader=name, gold=answer, text=response)])[0]
-
-    corpus = read_corpus(config, chat, verify, needs_demonstrations=method.needs_demonstrations)
+    corpus = read_corpus(config, chat, verifier(grader), needs_demonstrations=method.needs_demonstrations)
     _check_demonstrations(method, corpus, config)
     return Prepared(config=config, tokenizer=tokenizer, chat=chat, method=method, corpus=corpus)
 

@@ -70,7 +70,7 @@ def read_corpus(config: Config, chat: Chat, verify: Verify, *, needs_demonstrati
     Args:
         config: the run's configuration.
         chat: makes ids of prompts and demonstrations.
-        verify: grades a demonstration against its answer.
+        verify: grades demonstrations against their answers.
         needs_demonstrations: keep only training problems that have one.
 
     Raises:
@@ -118,9 +118,9 @@ def read_evaluation(data: DataConfig, verify: Verify) -> tuple[tuple[Problem, ..
     return problems, note
 
 
-def _trusting(grader: GraderName, response: str, answer: str) -> Verdict:
+def _trusting(demonstrations: Sequence[tuple[GraderName, str, str]]) -> list[Verdict]:
     """Stands in for the verifier where the user vouches for the demonstrations."""
-    return Verdict.CORRECT
+    return [Verdict.CORRECT] * len(demonstrations)
 
 
 def _read(data: DataConfig, part: Part, verify: Verify) -> tuple[tuple[Problem, ...], str, str]:

@@ -41,6 +41,8 @@ CASES = [
     ({"model": {"path": "tiny", "revision": "v1"}}, ["model.revision = 'v1'", "model.path = 'tiny'", "Leave it out"]),
     ({"model": {"path": "tiny", "context": 512}}, ["model.context = 512", "model.path = 'tiny'", "Leave it out"]),
     ({"model": {"path": "tiny", "rope_theta": 4e4}}, ["model.rope_theta = 40000", "model.path = 'tiny'"]),
+    ({"rl_optimizer": {"minimum_ratio": 0.0}}, ["rl_optimizer.minimum_ratio = 0", "schedule = 'constant'"]),
+    ({"evaluation": {"meter_problems": 300}}, ["evaluation.meter_problems = 300", "data.evaluation_problems = 200"]),
     ({"data": {"verify_demonstrations": False}}, ["data.verify_demonstrations = false", "Leave it true"]),
     ({"data": {"box_answers": True}}, ["data.box_answers = true", "Leave it false"]),
     (rl(rollouts_per_prompt=1), ["method.rl.rollouts_per_prompt = 1", "Use at least 2"]),

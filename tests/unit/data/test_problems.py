@@ -19,7 +19,11 @@ ROWS = [
 ]
 
 
-def verify(grader, response, answer):
+def verify(rows):
+    return [judged(response, answer) for _, response, answer in rows]
+
+
+def judged(response, answer):
     if "crash" in response:
         return Verdict.ERROR
     return Verdict.CORRECT if last_boxed(response) == answer else Verdict.WRONG
@@ -51,15 +55,15 @@ def test_without_a_verifier_no_demonstration_is_trusted(tmp_path):
     assert report.counts == {"demonstration unverified (no verifier)": 2}
 
 
-def test_the_verifier_sees_grader_response_and_answer(tmp_path):
+def test_the_verifier_sees_all_demonstrations_of_a_file_at_once(tmp_path):
     calls = []
 
-    def spy(*arguments):
-        calls.append(arguments)
-        return Verdict.CORRECT
+    def spy(rows):
+        calls.append(rows)
+        return [Verdict.CORRECT] * len(rows)
 
-    load_problems(jsonl(tmp_path / "f.jsonl", [{**ROWS[1], "grader": "exact"}]), verify=spy)
-    assert calls == [("exact", "\\boxed{5}", "4")]
+    load_problems(jsonl(tmp_path / "f.jsonl", [{**ROWS[1], "grader": "exact"}, ROWS[2], ROWS[0]]), verify=spy)
+    assert calls == [[("exact", "\\boxed{5}", "4"), ("math", "\\boxed{2}", "2")]]
 
 
 def test_every_fault_of_a_file_is_counted(tmp_path):
