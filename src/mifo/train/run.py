@@ -9,14 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from mifo.config.schema import Config
 from mifo.core.freeze import ElementFreeze
 from mifo.core.importance import ImportanceMap
 from mifo.data.chat import Chat
 from mifo.data.stream import ProblemStream
-from mifo.errors import CheckpointError, NumericsError
+from mifo.errors import NumericsError
 from mifo.methods import Method
 from mifo.rewards import Answer, Grader
 from mifo.rollout.engine import Engine
@@ -27,6 +25,7 @@ from mifo.train.learner import Learner, UpdateReport
 from mifo.train.ledger import Ledger
 from mifo.train.metrics import freeze_record, group_metrics, score_record
 from mifo.train.optim import ScheduledAdamW
+from mifo.train.state import restore_snapshot, take_snapshot
 from mifo.types import Group, Phase, Problem, Rollout, Sampling, Score, Update, Verdict
 
 Evaluate = Callable[[Engine, Sequence[Problem]], Score]
@@ -338,6 +337,14 @@ class Run:
 
     # --- state -------------------------------------------------------------------------------------------------------
 
+    def snapshot(self) -> Snapshot:
+        """All state, by component."""
+        return take_snapshot(self)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from a snapshot, in the same bits."""
+        restore_snapshot(self, snapshot)
+
     def save(self) -> None:
         """Write a checkpoint of everything."""
         with self.ledger.timed("checkpoint"):
@@ -346,66 +353,6 @@ class Run:
                 self.parts.folder / "checkpoints", self.iterations, self.snapshot(), keep=run.keep_checkpoints
             )
         self.emit("events", {"event": "checkpoint", "step": self.steps, "iteration": self.iterations})
-
-    def snapshot(self) -> Snapshot:
-        """All state, by component."""
-        if self.freeze is not None:
-            self.freeze.settle()
-        names = {parameter: name for name, parameter in self.learner.policy.model.named_parameters()}
-        tensors: dict[str, Mapping[str, Any]] = {"model": {names[p]: p for p in self.learner.parameters}}
-        for name, optimizer in self.parts.optimizers.items():
-            tensors[name] = optimizer.state_tensors()
-        if self.parts.importance is not None:
-            state = self.parts.importance.state_dict()
-            tensors["importance"] = {f"{key}.{i}": t for key, rows in state.items() for i, t in enumerate(rows)}
-        own = ("steps", "iterations", "version", "phase", "meters", "scores", "frozen")
-        return Snapshot(
-            tensors,
-            {name: getattr(self, name) for name in own}
-            | {
-                "elapsed": self.elapsed,
-                "verdicts": dict(self.grader_counts),
-                "stream": self.stream.state_dict(),
-                "method": self.method.state_dict(),
-                "ledger": self.ledger.state_dict(),
-                "journal": self.journal.state_dict(),
-                "optimizers": {name: o.state_dict() for name, o in self.parts.optimizers.items()},
-                "data": self.parts.corpus.fingerprint,
-            },
-        )
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot, in the same bits."""
-        state = snapshot.state
-        if state["data"] != self.parts.corpus.fingerprint:
-            raise CheckpointError(
-                f"data.train = '{self.config.data.train}' or data.evaluation = '{self.config.data.evaluation}' holds other "
-                f"problems than when {self.parts.folder} was started. Put the files back as they were, or start another run."
-            )
-        _copy_parameters(self.learner.policy.model, snapshot.tensors["model"])
-        for name, optimizer in self.parts.optimizers.items():
-            optimizer.load(state["optimizers"][name], snapshot.tensors.get(name, {}))
-        if self.parts.importance is not None:
-            rows: dict[str, list[Any]] = {"importance": [], "start": [], "frozen_zeros": []}
-            stored = snapshot.tensors["importance"]
-            for key in sorted(stored, key=lambda k: (k.split(".")[0], int(k.split(".")[1]))):
-                rows[key.split(".")[0]].append(stored[key])
-            self.parts.importance.load_state_dict(rows)
-        for name in ("steps", "iterations", "version", "phase", "meters", "scores", "frozen"):
-            setattr(self, name, state[name])
-        self.elapsed_before = state["elapsed"]
-        self.verdicts_before = state["verdicts"]
-        self.stream.load_state_dict(state["stream"])
-        self.method.load_state_dict(state["method"])
-        self.ledger.load_state_dict(state["ledger"])
-        self.journal.load_state_dict(state["journal"])
-
-
-def _copy_parameters(model: nn.Module, stored: Mapping[str, Any]) -> None:
-    missing, unexpected = model.load_state_dict(dict(stored), strict=False)
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert not unexpected, unexpected
-    assert not trainable & set(missing), missing
 
 
 def derive_seed(seed: int, purpose: str, step: int) -> int:
