@@ -1,12 +1,16 @@
 """Same seed, same bits; and a run that was killed anywhere and resumed ends in the same bits."""
 
 import dataclasses
+import os
+import shutil
 
 import pytest
 from conftest_e2e import cut_back, journal, replaced, run_small, small_config, without_times
 
 from mifo.errors import CheckpointError
 from mifo.train.checkpoint import list_checkpoints
+
+STRIDE = int(os.environ.get("MIFO_STOP_STRIDE", "5"))  # 1 stops at every place
 
 
 def digest(run):
@@ -38,7 +42,7 @@ def test_the_run_is_worth_resuming(finished):
     assert run.ledger.intervals >= 2
     assert any(0 < record["buffer"] < 6 for record in metrics if record["phase"] == "rl")
     assert any(meter["frozen_fraction"] > 0 for meter in run.meters)
-    assert len(list_checkpoints(folder / "checkpoints")) == len(phases)
+    assert len(list_checkpoints(folder / "checkpoints")) == len(phases) + 1  # the last one after the final evaluation
 
 
 def test_same_seed_same_bits(finished, tmp_path):
@@ -102,36 +106,33 @@ def test_nothing_to_resume(tmp_path):
         run_small(small_config(), tmp_path / "empty", resume=True)
 
 
-@pytest.mark.parametrize("damage", ["missing", "short"])
-def test_incomplete_checkpoints_are_named(finished, tmp_path, damage):
+@pytest.mark.parametrize("name", ["MANIFEST.json", "state.json", "rl.safetensors"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(finished, tmp_path, name):
     cut_back(finished[0], tmp_path / "cut", 2)
-    file = tmp_path / "cut" / "checkpoints" / "step-000002" / "rl.safetensors"
-    if damage == "missing":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match=r"rl\.safetensors"):
-        run_small(small_config(), tmp_path / "cut", resume=True)
-
-
-@pytest.mark.parametrize(
-    "name", ["config.json", "checkpoints/step-000002/MANIFEST.json", "checkpoints/step-000002/state.json"]
-)
-def test_damaged_json_is_named(finished, tmp_path, name):
-    cut_back(finished[0], tmp_path / "cut", 2)
-    file = tmp_path / "cut" / name
+    shutil.copytree(finished[0] / "checkpoints" / "step-000003", tmp_path / "cut" / "checkpoints" / "step-000003")
+    file = tmp_path / "cut" / "checkpoints" / "step-000003" / name
     file.write_bytes(b"\x00" * file.stat().st_size)
-    with pytest.raises(CheckpointError, match=f"{file.name} is damaged"):
+    resumed = run_small(small_config(), tmp_path / "cut", resume=True)
+    assert_same(finished[1], resumed)
+    (event,) = [e for e in journal(tmp_path / "cut", "events") if e["event"] == "resumed"]
+    assert event["checkpoint"] == "step-000002"
+    assert f"step-000003: {name} is damaged" in event["refused"][0]
+    kept = list_checkpoints(tmp_path / "cut" / "checkpoints")
+    assert [p.name for p in kept][:4] == ["step-000002", "step-000003", "step-000003.1", "step-000004"]
+
+
+def test_no_whole_checkpoint_is_left(finished, tmp_path):
+    cut_back(finished[0], tmp_path / "cut", 2)
+    (tmp_path / "cut" / "checkpoints" / "step-000002" / "rl.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint(.|\n)*step-000002: rl\.safetensors is missing"):
         run_small(small_config(), tmp_path / "cut", resume=True)
 
 
-def test_a_damaged_header_of_the_same_size_is_named(finished, tmp_path):
+def test_a_damaged_configuration_is_named(finished, tmp_path):
     cut_back(finished[0], tmp_path / "cut", 2)
-    file = tmp_path / "cut" / "checkpoints" / "step-000002" / "rl.safetensors"
-    content = bytearray(file.read_bytes())
-    content[8:40] = b"?" * 32
-    file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"rl\.safetensors is damaged"):
+    file = tmp_path / "cut" / "config.json"
+    file.write_bytes(b"\x00" * file.stat().st_size)
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
         run_small(small_config(), tmp_path / "cut", resume=True)
 
 
@@ -176,7 +177,7 @@ def test_changed_data_are_refused(tmp_path):
 
 
 def test_interrupted_runs_save_and_go_on(finished, tmp_path):
-    """A stop that is asked for ends the turn under way, saves it, and loses nothing."""
+    """A stop that is asked for between turns saves, and loses nothing."""
     folder = tmp_path / "run"
     config = small_config(run={"checkpoint_steps": "none"})
 
@@ -185,11 +186,81 @@ def test_interrupted_runs_save_and_go_on(finished, tmp_path):
 
         def count(*arguments):
             record(*arguments)
-            run.interrupted = run.iterations == 5
+            if run.iterations == 5:
+                run.stop.request()
 
         run.record = count
 
     stopped = run_small(config, folder, before=interrupt)
+    assert stopped.stopped
     assert stopped.iterations == 5
     assert stopped.scores.keys() == {"before"}
     assert_same(finished[1], run_small(config, folder, resume=True))
+
+
+class Calls:
+    """Counts calls of some methods of a run's parts; asks the run to stop inside call number `at`."""
+
+    def __init__(self, at=None):
+        self.at, self.seen = at, []
+
+    def __call__(self, run):
+        self.run = run
+        self.watch(run.engine, "generate")
+        self.watch(run.parts.grader, "grade")
+        self.watch(run.learner, "_backward")
+
+    def watch(self, owner, name):
+        method = getattr(owner, name)
+
+        def called(*arguments, **keywords):
+            result = method(*arguments, **keywords)
+            self.seen.append(name)
+            if len(self.seen) == self.at:
+                self.run.stop.request()
+            return result
+
+        setattr(owner, name, called)
+
+
+CONFIG = {"run": {"checkpoint_steps": "none"}, "evaluation": {"every_steps": 2, "meter_problems": 4}}
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """An uninterrupted run and the places at which it could be stopped: (folder, run, names of calls)."""
+    calls = Calls()
+    folder = tmp_path_factory.mktemp("counted") / "run"
+    return folder, run_small(small_config(**CONFIG), folder, before=calls), calls.seen
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_stopped_inside_a_turn(counted, tmp_path, part):
+    """Stopped inside generation, grading, evaluation, first and later updates of both phases: the same bits in the end."""
+    folder, run, seen = counted
+    assert {"generate", "grade", "_backward"} <= set(seen)
+    for at in range(1 + part, len(seen) + 1, 6 * STRIDE):
+        target = tmp_path / f"{at}-{seen[at - 1]}"
+        stopped = run_small(small_config(**CONFIG), target, before=Calls(at))
+        assert stopped.stopped, at
+        resumed = run_small(small_config(**CONFIG), target, resume=True)
+        assert not resumed.stopped
+        assert_same(run, resumed)
+        for stream in ("metrics", "samples"):
+            assert journal(target, stream) == journal(folder, stream), (at, seen[at - 1])
+        assert plain_events(target) == plain_events(folder), (at, seen[at - 1])
+
+
+def plain_events(folder):
+    """Events of training: without those of saving and resuming."""
+    return [e for e in journal(folder, "events") if e["event"] not in ("checkpoint", "resumed")]
+
+
+def test_a_finished_run_is_finished(finished, tmp_path):
+    """Resuming it measures nothing again and writes no further checkpoint."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    again = run_small(small_config(), tmp_path / "run", resume=True)
+    assert_same(finished[1], again)
+    assert plain_events(tmp_path / "run") == plain_events(finished[0])
+    checkpoints = [p.name for p in list_checkpoints(finished[0] / "checkpoints")]
+    assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == checkpoints

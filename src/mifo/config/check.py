@@ -10,6 +10,7 @@ from mifo.config.schema import (
     MifoMethod,
     OptimizerConfig,
     PolicyGradientConfig,
+    RunConfig,
     SftMethod,
 )
 from mifo.errors import ConfigError
@@ -32,6 +33,7 @@ def check_config(config: Config) -> None:
             f"reward.correct = {config.reward.correct:g} must be above reward.incorrect = {config.reward.incorrect:g}: "
             "otherwise there is nothing to learn. The usual values are 1 and 0."
         )
+    _check_run(config.run)
     method = config.method
     if isinstance(method, MifoMethod | GrpoMethod):
         _check_policy_gradient(method.rl, config)
@@ -89,6 +91,16 @@ def _check_evaluation(config: Config) -> None:
         raise ConfigError(
             f"evaluation.samples = {evaluation.samples} with evaluation.temperature = 0: greedy responses are all equal. "
             "Use 1 sample, or a temperature such as 0.6."
+        )
+
+
+def _check_run(run: RunConfig) -> None:
+    if run.keep_every is None:
+        return
+    if run.checkpoint_steps is None or run.keep_every % run.checkpoint_steps:
+        raise ConfigError(
+            f"run.keep_every = {run.keep_every} is no multiple of run.checkpoint_steps = {run.checkpoint_steps}, so it would "
+            "not be met as written. Choose a multiple."
         )
 
 

@@ -297,6 +297,14 @@ class RunConfig:
     """Write a checkpoint every so many steps, RL and SFT alike; none: only at the end."""
     keep_checkpoints: Count = 2
     """How many of the newest checkpoints stay."""
+    keep_every: Count | None = None
+    """Also keep every checkpoint whose turn is a multiple of this; none: only the newest."""
+    background_checkpoints: bool = True
+    """Write checkpoints beside training, at the cost of a copy of all state while one is written; false waits instead."""
+    verify_checkpoints: bool = True
+    """Compare the hash of every file of a checkpoint before resuming from it (`--no-verify` does not)."""
+    lock: bool = True
+    """Refuse a folder that another run is using; off only for file systems without locks."""
     samples_per_step: CountOrZero = 4
     """Rollouts written to samples.jsonl each step."""
     export: bool = True

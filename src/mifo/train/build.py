@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mifo.config.decode import encode
 from mifo.config.schema import Config
 from mifo.core.importance import ImportanceMap
 from mifo.data.chat import Chat
 from mifo.data.problems import Verify
-from mifo.errors import CheckpointError, DataError, ModelError
+from mifo.errors import DataError, ModelError
 from mifo.methods import Method, make_method
 from mifo.rewards import Answer, Grader
 from mifo.rollout.engine import Engine, make_engine
-from mifo.train.checkpoint import list_checkpoints, load_checkpoint, read_json
+from mifo.train.checkpoint import load_checkpoint
 from mifo.train.corpus import Corpus, read_corpus
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
+from mifo.train.folder import check_folder, open_checkpoints, open_folder
 from mifo.train.learner import Learner
 from mifo.train.model import generation_eos, load_model, load_tokenizer
 from mifo.train.optim import ScheduledAdamW
 from mifo.train.parallel import current_world
 from mifo.train.policy import Policy
 from mifo.train.run import Evaluate, Listener, Parts, Run
+from mifo.train.stop import Stop
+from mifo.train.storage import Storage
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE_ON_RESUME = ("train.steps", "train.minutes", "run.", "train.threads", "reward.workers")
 EvaluatorFactory = Callable[[Config, Chat, Grader], Evaluate]
 
 
@@ -85,16 +86,45 @@ def build_run(
     make_evaluate: EvaluatorFactory,
     listener: Listener,
     resume: bool = False,
+    stop: Stop | None = None,
+    storage: Storage | None = None,
 ) -> Run:
-    """Load the model and put a run together in `folder`.
+    """Load the model and put a run together in `folder`; resumed from the newest whole checkpoint if asked.
 
     Raises:
         CheckpointError: the folder holds a run and `resume` is false, or `resume` is true and there is nothing to resume
-            or the configuration differs.
+            or the configuration differs, or no checkpoint is whole.
         ModelError: the model cannot do what the configuration asks.
     """
-    config = prepared.config
+    config, storage = prepared.config, storage or Storage()
     check_folder(folder, config, resume=resume)
+    checkpoints = open_checkpoints(folder, config, storage)
+    newest, refused = checkpoints.newest_good(verify=config.run.verify_checkpoints) if resume else (None, [])
+    for reason in refused:
+        log.warning("refused a checkpoint: %s", reason)
+    run = Run(
+        parts=_load_parts(
+            prepared,
+            folder=folder,
+            grader=grader,
+            evaluate=make_evaluate(config, prepared.chat, grader) if prepared.corpus.evaluation else None,
+            listener=listener,
+            stop=stop or Stop(),
+            checkpoints=checkpoints,
+            storage=storage,
+        )
+    )
+    open_folder(folder, config, storage)
+    if newest is not None:
+        run.restore(load_checkpoint(newest))
+        resumed = {"event": "resumed", "step": run.steps, "iteration": run.iterations, "checkpoint": newest.name}
+        run.emit("events", resumed | {"refused": refused})
+    return run
+
+
+def _load_parts(prepared: Prepared, **others: Any) -> Parts:
+    """The parts that need the model; `others` are passed on."""
+    config = prepared.config
     set_up_cpu(config.train.threads)
     device = pick_device(config.model.device)
     dtype = pick_dtype(config.model.compute, device)
@@ -105,7 +135,11 @@ def build_run(
     if prepared.method.needs_reference:
         reference = make_policy(copy.deepcopy(model).requires_grad_(False), config, dtype)
     learner = Learner(
-        policy, micro_batch_tokens=config.train.micro_batch_tokens, world=current_world(), reference=reference
+        policy,
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        world=current_world(),
+        reference=reference,
+        window=others["stop"].window,
     )
     freeze = prepared.method.freeze
     importance = None
@@ -113,29 +147,20 @@ def build_run(
         importance = ImportanceMap(
             learner.parameters, top=freeze.top, history=freeze.history, scope=freeze.scope, fill_ties=freeze.fill_ties
         )
-    run = Run(
-        Parts(
-            config=config,
-            folder=folder,
-            chat=prepared.chat,
-            corpus=prepared.corpus,
-            method=prepared.method,
-            learner=learner,
-            engine=build_engine(model, config, device, dtype),
-            grader=grader,
-            optimizers={
-                "rl": ScheduledAdamW(learner.parameters, config.rl_optimizer),
-                "sft": ScheduledAdamW(learner.parameters, config.sft_optimizer),
-            },
-            importance=importance,
-            evaluate=make_evaluate(config, prepared.chat, grader) if prepared.corpus.evaluation else None,
-            listener=listener,
-        )
+    return Parts(
+        config=config,
+        chat=prepared.chat,
+        corpus=prepared.corpus,
+        method=prepared.method,
+        learner=learner,
+        engine=build_engine(model, config, device, dtype),
+        optimizers={
+            "rl": ScheduledAdamW(learner.parameters, config.rl_optimizer),
+            "sft": ScheduledAdamW(learner.parameters, config.sft_optimizer),
+        },
+        importance=importance,
+        **others,
     )
-    open_folder(folder, config)
-    if resume:
-        run.restore(load_checkpoint(list_checkpoints(folder / "checkpoints")[-1]))
-    return run
 
 
 def make_policy(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> Policy:
@@ -192,44 +217,4 @@ def check_context(context: int, config: Config, corpus: Corpus) -> None:
             f"the longest prompt with its demonstration has {corpus.longest_demonstrated} tokens; '{config.model.path}' has "
             f"{context} positions. Lower data.max_demonstration_tokens = {config.data.max_demonstration_tokens}, or raise "
             "model.context (and model.rope_theta)."
-        )
-
-
-def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
-    """Whether a run of this configuration may start, or go on, in a folder; cheap, so it comes before the data is read.
-
-    Raises:
-        CheckpointError: the folder holds a run and `resume` is false, or `resume` is true and there is nothing to resume
-            or the configuration differs.
-    """
-    has_checkpoint = bool(list_checkpoints(folder / "checkpoints"))
-    if resume:
-        if not has_checkpoint:
-            raise CheckpointError(f"{folder} holds no checkpoint to resume from. Start it without --resume.")
-        _check_same(read_json(folder / "config.json"), encode(config), folder)
-    elif has_checkpoint:
-        raise CheckpointError(
-            f"{folder} already holds a run. Continue it with --resume, choose another --run.name, or delete the folder."
-        )
-    elif (folder / "metrics.jsonl").is_file():
-        raise CheckpointError(
-            f"{folder} already holds a run that stopped before its first checkpoint. Choose another --run.name, or delete "
-            "the folder."
-        )
-
-
-def open_folder(folder: Path, config: Config) -> None:
-    """Make the run folder and write its configuration, once everything that can fail has been loaded."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(encode(config), indent=2), encoding="utf-8")
-
-
-def _check_same(old: object, new: object, folder: Path, where: str = "") -> None:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            _check_same(old.get(key), new.get(key), folder, f"{where}.{key}" if where else key)
-    elif old != new and not where.startswith(MAY_CHANGE_ON_RESUME):
-        raise CheckpointError(
-            f"{folder} was started with {where} = {old!r}, not {new!r}. Resume it with the same settings "
-            f"(only {', '.join(MAY_CHANGE_ON_RESUME)} may change), or start another run."
         )

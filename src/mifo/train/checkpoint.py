@@ -1,31 +1,41 @@
-"""Checkpoints: safetensors and JSON, committed by a rename.
+"""Checkpoints: safetensors and JSON, committed by a rename, checked by hash when they are read.
 
     checkpoints/step-000120/  model.safetensors  rl.safetensors  sft.safetensors  importance.safetensors
                               state.json  MANIFEST.json
 
-A checkpoint is written to a folder of another name, the manifest last, and renamed when whole; a folder without that name
-is never read. Every component keeps its state in one place (`state_dict` or `state_tensors`); this module only names files.
+A save writes to a folder of another name, syncs every file, writes the manifest last, syncs the folder, renames it, and syncs
+the parent: a crash at any moment leaves the older checkpoints and either a whole new one or a folder that is never read. A
+committed checkpoint is never written to again; a second one of the same turn is `step-000120.1`.
+Every component keeps its state in one place (`state_dict` or `state_tensors`); this module only names files.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-import os
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mifo.errors import CheckpointError
+from mifo.train.manifest import CHUNK, MANIFEST, FileEntry, Manifest, check_files, read_manifest
+from mifo.train.storage import Storage, write_file
 
-FORMAT = 1
-PREFIX, STAGING = "step-", "writing-"
-STATE, MANIFEST = "state.json", "MANIFEST.json"
+STAGING, LEAVING = "writing-", "removing-"
+STATE = "state.json"
+NAME = re.compile(r"step-(\d{6,})(?:\.(\d+))?")
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,60 +45,208 @@ class Snapshot:
     tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
 
+    def copied(self) -> Snapshot:
+        """The same on the CPU in memory of its own, so that training may go on: as many bytes as the checkpoint will have."""
+        tensors = {
+            group: {name: tensor.detach().to("cpu", copy=True) for name, tensor in members.items()}
+            for group, members in self.tensors.items()
+        }
+        return Snapshot(tensors, json.loads(json.dumps(self.state)))
 
-def save_checkpoint(folder: Path, step: int, snapshot: Snapshot, *, keep: int) -> Path:
-    """Write `step-NNNNNN` below `folder`, then drop all but the newest `keep`.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """Which checkpoints stay: the `newest`, and all whose step is a multiple of `every`."""
+
+    newest: int
+    every: int | None = None
+
+    def drops(self, paths: list[Path]) -> list[Path]:
+        """Those of `paths` (oldest first) that need not stay."""
+        older = paths[: -self.newest]
+        return [path for path in older if self.every is None or _place(path)[0] % self.every]
+
+
+class Checkpoints:
+    """The checkpoints folder of a run.
 
     Args:
-        folder: the run's checkpoints folder; made if missing.
-        step: number in the name; a checkpoint of the same number is replaced.
-        snapshot: what to write.
-        keep: how many of the newest stay.
+        folder: made at the first save.
+        retention: which of them stay.
+        code: versions to write into manifests.
+        settings: hash of the settings that may not change; a checkpoint of other settings is not this run's.
+        storage: the file system.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    final, staging = folder / f"{PREFIX}{step:06d}", folder / f"{STAGING}{step:06d}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    for name, tensors in snapshot.tensors.items():
-        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, staging / f"{name}.safetensors")
-    (staging / STATE).write_text(json.dumps(snapshot.state), encoding="utf-8")
-    sizes = {path.name: path.stat().st_size for path in sorted(staging.iterdir())}
-    (staging / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "bytes": sizes}), encoding="utf-8")
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(staging, final)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return final
+
+    def __init__(
+        self, folder: Path, *, retention: Retention, code: Mapping[str, str], settings: str, storage: Storage
+    ) -> None:
+        self.folder, self.retention, self.code, self.settings = folder, retention, code, settings
+        self.storage = storage
+        self._bad: set[Path] = set()
+
+    def list(self) -> list[Path]:
+        """Committed checkpoints, oldest first; nothing is looked at but their names."""
+        return list_checkpoints(self.folder)
+
+    def save(self, step: int, snapshot: Snapshot) -> Path:
+        """Write and commit a checkpoint, then drop those that need not stay.
+
+        Raises:
+            CheckpointError: the system refused an operation; says which, and what still stands.
+        """
+        staging = self.folder / f"{STAGING}{step:06d}"
+        try:
+            self._make_room()
+            self.storage.make_folder(staging)
+            final = self._commit(staging, step, snapshot)
+            self._drop_old()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # frees what a full disk needs; the next save tries again
+                self.storage.remove_tree(staging)
+            raise CheckpointError(self._failure(step, error)) from error
+        return final
+
+    def _make_room(self) -> None:
+        """The folder, without what a crash left in it."""
+        for missing in reversed([p for p in (self.folder, *self.folder.parents) if not p.exists()]):
+            self.storage.make_folder(missing)
+            self.storage.sync_folder(missing.parent)
+        for path in [*self.folder.glob(f"{STAGING}*"), *self.folder.glob(f"{LEAVING}*")]:
+            self.storage.remove_tree(path)
+
+    def _commit(self, staging: Path, step: int, snapshot: Snapshot) -> Path:
+        files = {}
+        for group, tensors in snapshot.tensors.items():
+            files[f"{group}.safetensors"] = self._write(staging / f"{group}.safetensors", tensor_chunks(tensors))
+        state = json.dumps(snapshot.state).encode("utf-8")
+        files[STATE] = self._write(staging / STATE, iter([state]))
+        manifest = Manifest(step=step, files=files, code=self.code, settings=self.settings)
+        write_file(self.storage, staging / MANIFEST, [manifest.encode()])
+        self.storage.sync_folder(staging)
+        final = self._free_name(step)
+        self.storage.rename(staging, final)
+        self.storage.sync_folder(self.folder)
+        return final
+
+    def _write(self, path: Path, chunks: Iterator[bytes | memoryview]) -> FileEntry:
+        digest, size = hashlib.sha256(), 0
+
+        def seen() -> Iterator[bytes | memoryview]:
+            nonlocal size
+            for chunk in chunks:
+                digest.update(chunk)
+                size += len(chunk)
+                yield chunk
+
+        write_file(self.storage, path, seen())
+        return FileEntry(size, digest.hexdigest())
+
+    def _free_name(self, step: int) -> Path:
+        """step-000120, or with the next free part where this step has checkpoints, good or bad."""
+        parts = [place[1] for place in map(_place, self.list()) if place[0] == step]
+        return self.folder / (f"step-{step:06d}.{max(parts) + 1}" if parts else f"step-{step:06d}")
+
+    def _drop_old(self) -> None:
+        """A checkpoint that goes loses its name first, so that a crash leaves no half of it under that name."""
+        good = [path for path in self.list() if path not in self._bad]
+        drop = self.retention.drops(good)
+        oldest = _place(good[-self.retention.newest :][0])
+        drop += [path for path in self._bad if path.exists() and _place(path) < oldest]
+        for path in drop:
+            leaving = path.with_name(LEAVING + path.name)
+            self.storage.rename(path, leaving)
+            self.storage.remove_tree(leaving)
+
+    def _failure(self, step: int, error: OSError) -> str:
+        place = f" ({error.filename})" if error.filename else ""
+        whole = self.list()
+        stands = f"the newest whole one is {whole[-1].name}" if whole else "there is no older one"
+        return (
+            f"{self.folder}: the checkpoint of turn {step} could not be written: {error.strerror or error}{place}; {stands}. "
+            "Mend that (free space, permissions, the disk), then continue with --resume."
+        )
+
+    def newest_good(self, *, verify: bool) -> tuple[Path, list[str]]:
+        """The newest checkpoint that is whole, and what is wrong with each newer one.
+
+        Args:
+            verify: compare the hash of every file; without it only names and sizes are looked at.
+
+        Raises:
+            CheckpointError: none is whole; says what is wrong with each.
+        """
+        reasons: list[str] = []
+        for path in reversed(self.list()):
+            try:
+                manifest = read_manifest(path)
+                check_files(path, manifest, hashes=verify)
+                if manifest.settings != self.settings:
+                    raise CheckpointError(f"{path}: it was made by a run with other settings")
+            except CheckpointError as error:
+                reasons.append(str(error))
+                self._bad.add(path)
+                continue
+            return path, reasons
+        listed = "".join(f"\n  {reason}" for reason in reasons)
+        raise CheckpointError(f"{self.folder} holds no whole checkpoint. Start another run.{listed}")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Committed checkpoints, oldest first."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / MANIFEST).is_file())
+    """Committed checkpoints below a folder, oldest first; nothing is looked at but their names."""
+    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=_place)
+
+
+def _place(path: Path) -> tuple[int, int]:
+    match = NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), int(match[2] or 0)
+
+
+def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, piece by piece: the library's own writer holds a second copy and cannot be interposed.
+
+    Widest dtypes first, then by name, as the library orders them: every tensor starts at a multiple of its width.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {}
+    start = 0
+    for name in order:
+        tensor = tensors[name]
+        end = start + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
+        if flat.numel():
+            whole = memoryview(flat.view(torch.uint8).numpy())
+            yield from (whole[i : i + CHUNK] for i in range(0, len(whole), CHUNK))
 
 
 def load_checkpoint(path: Path) -> Snapshot:
-    """Read one checkpoint.
+    """Read a checkpoint that was found whole. Tensors are mapped from its files: copy what is to be kept.
 
     Raises:
-        CheckpointError: a file is missing or has another size than the manifest says; names it.
+        CheckpointError: a file cannot be read after all; names it.
     """
-    manifest = read_json(path / MANIFEST)
-    if manifest.get("format") != FORMAT or not isinstance(manifest.get("bytes"), dict):
-        raise CheckpointError(f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}.")
-    for name, size in manifest["bytes"].items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(
-                f"{path}: {name} is missing. Remove this checkpoint folder to resume from the one before."
-            )
-        if file.stat().st_size != size:
-            raise CheckpointError(
-                f"{path}: {name} has {file.stat().st_size:,} bytes, not {size:,}. Remove this checkpoint folder to resume "
-                "from the one before."
-            )
-    tensors = {file.stem: _read_tensors(file) for file in sorted(path.glob("*.safetensors"))}
+    manifest = read_manifest(path)
+    tensors = {}
+    for name in manifest.files:
+        if name.endswith(".safetensors"):
+            tensors[name.removesuffix(".safetensors")] = _read_tensors(path / name)
     return Snapshot(tensors, read_json(path / STATE))
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is damaged ({error}). Resume without --no-verify to find a whole one."
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -99,21 +257,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}). Resume from an older checkpoint or start again."
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}). Put it back from a copy, or start again.") from error
     if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{path} is damaged: it holds no JSON object. Resume from an older checkpoint or start again."
-        )
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object. Put it back from a copy, or start again.")
     return value
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file} is damaged ({error}). Remove this checkpoint folder to resume from the one before."
-        ) from error

@@ -1,41 +1,134 @@
 """The append-only JSONL files of a run folder: metrics, samples, events.
 
 A checkpoint stores their lengths; a resumed run cuts them back to it, so that what a killed run wrote after its last
-checkpoint is not there twice.
+checkpoint is not there twice, and half a line never stays.
+
+The files are held open. One that is deleted, or replaced by another, while the run goes on is put back whole at the next line.
+Lines that are gone when a run is resumed cannot be made again: the run goes on and says how many bytes are missing.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from mifo.errors import CheckpointError
+from mifo.train.storage import Storage, write_all, write_file
 
 STREAMS = ("metrics", "samples", "events")
 
 
 class Journal:
-    """Three JSONL files, one object a line, flushed at every line."""
+    """Three JSONL files, one object a line, handed to the system at every line."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, storage: Storage) -> None:
         self.paths = {name: folder / f"{name}.jsonl" for name in STREAMS}
+        self.storage = storage
+        self._files: dict[str, int] = {}
 
     def write(self, stream: str, record: Mapping[str, Any]) -> None:
-        """Append one record; floats that are not finite are written as null, which every JSON reader accepts."""
-        with self.paths[stream].open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
+        """Append one record; floats that are not finite are written as null, which every JSON reader accepts.
+
+        Raises:
+            CheckpointError: the system refused; the file ends with the line before.
+        """
+        line = (json.dumps(_finite(record), ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        path = self.paths[stream]
+        try:
+            file = self._open(stream)
+            whole = os.fstat(file).st_size
+            try:
+                write_all(self.storage, file, line)
+            except OSError:
+                self.storage.truncate(file, whole)
+                raise
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: a line could not be written ({error.strerror or error}). Mend that (free space, permissions, the "
+                "disk), then continue with --resume."
+            ) from error
+
+    def _open(self, stream: str) -> int:
+        path = self.paths[stream]
+        if stream not in self._files:
+            self._files[stream] = self.storage.open_log(path)
+        elif not _is_at(self._files[stream], path):
+            self._put_back(stream)
+        return self._files[stream]
+
+    def _put_back(self, stream: str) -> None:
+        """Write a lost file again from the one that is still open."""
+        path, lost = self.paths[stream], self._files[stream]
+        copy = path.with_name(f".{path.name}.writing")
+        copy.unlink(missing_ok=True)
+        write_file(self.storage, copy, [os.pread(lost, os.fstat(lost).st_size, 0)])
+        self.storage.rename(copy, path)
+        self._files[stream] = self.storage.open_log(path)
+        self.storage.close(lost)
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk; a checkpoint refers to them.
+
+        Raises:
+            CheckpointError: the system refused.
+        """
+        for stream, file in self._files.items():
+            try:
+                self.storage.sync(file)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.paths[stream]} could not be synced ({error.strerror or error}). Mend the disk, then continue "
+                    "with --resume."
+                ) from error
+
+    def close(self) -> None:
+        """Close the files; a later line opens its file again."""
+        while self._files:
+            self.storage.close(self._files.popitem()[1])
 
     def state_dict(self) -> dict[str, int]:
         """Bytes written to each file."""
-        return {name: path.stat().st_size if path.exists() else 0 for name, path in self.paths.items()}
+        sizes = {name: path.stat().st_size if path.exists() else 0 for name, path in self.paths.items()}
+        return sizes | {name: os.fstat(file).st_size for name, file in self._files.items()}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Cut each file back to the length it had."""
+    def load_state_dict(self, state: Mapping[str, int]) -> dict[str, int]:
+        """Cut each file back to the length it had; where it is shorter, to its last whole line.
+
+        Returns:
+            The bytes that are missing from each shorter file.
+
+        Raises:
+            CheckpointError: the system refused.
+        """
+        missing = {}
         for name, path in self.paths.items():
-            if path.exists():
-                with path.open("r+b") as file:
-                    file.truncate(min(state[name], path.stat().st_size))
+            try:
+                file = self.storage.open_log(path)
+                try:
+                    size = os.fstat(file).st_size
+                    kept = state[name] if size >= state[name] else os.pread(file, size, 0).rfind(b"\n") + 1
+                    self.storage.truncate(file, kept)
+                finally:
+                    self.storage.close(file)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{path} cannot be opened for writing ({error.strerror or error}). Mend its permissions."
+                ) from error
+            if kept < state[name]:
+                missing[name] = state[name] - kept
+        return missing
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,9 @@ Legend: T response tokens of a micro-batch, S sequences of the update.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -66,6 +68,7 @@ class Learner:
         micro_batch_tokens: most tokens in one forward pass; results do not depend on it.
         world: the ranks.
         reference: the frozen policy of KL terms, or None.
+        window: where an update may be broken off (see `Stop.window`): while its gradient is computed.
     """
 
     def __init__(
@@ -75,11 +78,13 @@ class Learner:
         micro_batch_tokens: int,
         world: World | None = None,
         reference: Policy | None = None,
+        window: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.policy = policy
         self.micro_batch_tokens = micro_batch_tokens
         self.world = world or World()
         self.reference = reference
+        self.window = window
         self.parameters = policy.parameters
 
     def apply(self, update: Update, optimizer: ScheduledAdamW, *, freeze: ElementFreeze | None = None) -> UpdateReport:
@@ -89,7 +94,8 @@ class Learner:
             NumericsError: the gradient is not finite; parameters and moments are untouched.
         """
         rate = optimizer.prepare()
-        tally = self.accumulate(update)
+        with self.window():
+            tally = self.accumulate(update)
         if freeze is not None:
             freeze.mask_gradients()
         norm = self._clip(optimizer.config.clip_norm)

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from mifo.train.run import Run
+from mifo.train.stop import Stopped
 
 
 def train(run: Run) -> None:
-    """Run to the end, from the start or from where a checkpoint left off."""
+    """Run to the end, from the start or from where a checkpoint left off; or until `run.stop` is asked, which saves.
+
+    What was saved is on the disk when this returns.
+
+    Raises:
+        CheckpointError: a checkpoint or a line of a log could not be written.
+    """
+    try:
+        _turns(run)
+    except Stopped:
+        run.save_stopped()
+    finally:
+        run.close()
+
+
+def _turns(run: Run) -> None:
     run.start()  # accuracy before training;  θ_RL,start ← θ,  B ← ∅,  C ← 0
     while not run.finished:
         phase = run.method.next_phase()  # RL until |B| ≥ S, SFT until B = ∅
@@ -15,7 +31,7 @@ def train(run: Run) -> None:
         updates = run.method.updates(phase, groups)  # A_i; hard questions join B, or B is consumed
         reports = run.learn(phase, updates)  # gradient, (1 − M) ⊙ g, clip, step, freeze
         run.record(phase, groups, reports)  # metrics, samples, ledger
+        run.evaluate_if_due()
         run.save_if_due()
-        if run.interrupted:
-            return run.save()
-    return run.finish()  # accuracy after training, export
+        run.stop.check()
+    run.finish()  # accuracy after training

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,17 +15,22 @@ from mifo.data.chat import Chat
 from mifo.data.stream import ProblemStream
 from mifo.errors import NumericsError
 from mifo.methods import Method
-from mifo.rewards import Answer, Grader
+from mifo.rewards import Grader
 from mifo.rollout.engine import Engine
-from mifo.train.checkpoint import Snapshot, save_checkpoint
+from mifo.train.checkpoint import Checkpoints, Snapshot
+from mifo.train.collect import collect
 from mifo.train.corpus import Corpus
 from mifo.train.journal import Journal
 from mifo.train.learner import Learner, UpdateReport
 from mifo.train.ledger import Ledger
 from mifo.train.metrics import freeze_record, group_metrics, score_record
 from mifo.train.optim import ScheduledAdamW
-from mifo.train.state import restore_snapshot, take_snapshot
-from mifo.types import Group, Phase, Problem, Rollout, Sampling, Score, Update, Verdict
+from mifo.train.samples import sample_records
+from mifo.train.state import Saving, plain_state, restore_snapshot, take_snapshot
+from mifo.train.stop import Stop
+from mifo.train.storage import Storage
+from mifo.train.turn import Turn
+from mifo.types import Group, Phase, Problem, Score, Update, Verdict
 
 Evaluate = Callable[[Engine, Sequence[Problem]], Score]
 Listener = Callable[[str, Mapping[str, Any]], None]
@@ -48,6 +52,9 @@ class Parts:
     importance: ImportanceMap | None
     evaluate: Evaluate | None
     listener: Listener
+    stop: Stop
+    checkpoints: Checkpoints
+    storage: Storage
 
 
 class Run:
@@ -61,7 +68,9 @@ class Run:
         self.parts = parts
         self.config, self.method, self.learner, self.engine = parts.config, parts.method, parts.learner, parts.engine
         self.stream = ProblemStream(parts.corpus.train, parts.config.train.seed)
-        self.journal = Journal(parts.folder)
+        self.journal = Journal(parts.folder, parts.storage)
+        self.stop = parts.stop
+        self.saving = Saving(parts.checkpoints, background=parts.config.run.background_checkpoints)
         self.ledger = Ledger(parameters=sum(p.numel() for p in parts.learner.parameters))
         self.steps = 0  # steps that drew problems: what train.steps counts
         self.iterations = 0  # turns of the loop, SFT updates of an interval included
@@ -73,7 +82,10 @@ class Run:
         self.freeze: ElementFreeze | None = None  # of the SFT phase under way
         self.elapsed_before = 0.0
         self.verdicts_before: Mapping[str, int] = {}
-        self.interrupted = False  # somebody asked to stop: the loop saves after the turn under way
+        self.turn: Turn | None = None  # under way: collected, and not yet recorded
+        self.evaluated = 0  # the step of the last evaluation that evaluation.every_steps asked for
+        self.finished_at: int | None = None  # the turn after which this run was finished
+        self.stopped = False  # broken off because somebody asked
         self.started = self.turn_started = time.perf_counter()
 
     @property
@@ -89,11 +101,15 @@ class Run:
     # --- what the loop calls, in its order -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Accuracy before training, unless this run was resumed."""
+        """Accuracy before training, unless this run was resumed; then what its last session did not come to."""
         self.started = self.turn_started = time.perf_counter()
+        self.mark()
         if self.iterations == 0 and "before" not in self.scores:
             score = self.evaluate("before")
             self.scores["before"] = None if score is None else score_record(score)
+            self.mark()
+        if self.turn is None:
+            self.evaluate_if_due()
 
     @property
     def finished(self) -> bool:
@@ -118,28 +134,14 @@ class Run:
             self._enter_sft(phase)
         self.phase = phase.name
         self.emit("events", {"event": "phase", "phase": phase.name, "step": self.steps, **(self.frozen or {})})
+        self.mark()
 
     def collect(self, phase: Phase) -> tuple[Group, ...]:
         """Problems with rollouts, verdicts and rewards; () where the phase draws no problems."""
-        if phase.prompts == 0:
-            return ()
-        problems = self.stream.take(phase.prompts)
-        self.ledger.saw_problems([p.id for p in problems])
-        if phase.rollouts == 0:
-            return tuple(self._group(p, (), ()) for p in problems)
-        prompts = [self.parts.corpus.encoded[p.id].prompt_ids for p in problems]
-        with self.ledger.timed("rollout"):
-            self.sync_engine()
-            rollouts = self.engine.generate(
-                prompts, phase.rollouts, self._sampling(), derive_seed(self.config.train.seed, "rollout", self.steps)
-            )
-        self.ledger.prefilled_tokens += sum(map(len, prompts))
-        self.ledger.generated_tokens += sum(len(r.token_ids) for row in rollouts for r in row)
-        for row in rollouts:
-            assert all(r.weight_version == self.version for r in row), "rollouts of another version of the weights"
-        with self.ledger.timed("reward"):
-            verdicts = self._grade(problems, rollouts)
-        return tuple(self._group(p, row, v) for p, row, v in zip(problems, rollouts, verdicts, strict=True))
+        if self.turn is None:  # otherwise the last session was stopped in the middle of this turn
+            self.turn = Turn(collect(self, phase))
+            self.mark()
+        return self.turn.groups
 
     def learn(self, phase: Phase, updates: Sequence[Update]) -> list[UpdateReport]:
         """The optimizer steps of this turn. π_old is computed beforehand only for updates after the first."""
@@ -150,8 +152,12 @@ class Run:
             )
         optimizer = self.parts.optimizers[phase.optimizer]
         with self.ledger.timed(phase.name):
-            updates = [updates[0], *(self._with_old_policy(u) for u in updates[1:])] if updates else []
-            reports = [self.learner.apply(update, optimizer, freeze=self.freeze) for update in updates]
+            assert self.turn is not None
+            with self.stop.window():
+                updates = self.turn.prepared(updates, self._with_old_policy)
+            reports = self.turn.reports
+            for update in updates[len(reports) :]:  # all, unless the last session was stopped among them
+                reports.append(self.learner.apply(update, optimizer, freeze=self.freeze))
         self.version += len(reports)
         self._count(phase, updates, reports)
         return reports
@@ -173,25 +179,39 @@ class Run:
             "updates": [asdict(report) for report in reports],
         }
         self.emit("metrics", record)
-        self._write_samples(groups)
+        for sample in sample_records(groups, self.config.run.samples_per_step, self.parts.chat.decode):
+            self.emit("samples", {"step": self.steps, **sample})
         self._watch_sampler(reports)
+        self.turn = None
+        self.mark()
+
+    def evaluate_if_due(self) -> None:
+        """Accuracy every `evaluation.every_steps` steps."""
         every = self.config.evaluation.every_steps
-        if every is not None and phase.prompts and self.steps % every == 0:
+        if every is not None and self.steps > self.evaluated and self.steps % every == 0:
             self.evaluate(f"step {self.steps}")
+            self.evaluated = self.steps
+            self.mark()
 
     def save_if_due(self) -> None:
         """A checkpoint every `run.checkpoint_steps` turns of the loop."""
+        self._report_saves()
         every = self.config.run.checkpoint_steps
         if every is not None and self.iterations % every == 0:
             self.save()
 
     def finish(self) -> None:
-        """Leave the last phase, measure, save."""
+        """Leave the last phase, measure, save; nothing where that was done."""
+        if self.finished_at == self.iterations:
+            return
         if self.phase == "sft" and self.meters and "after" not in self.meters[-1]:
             self._leave_sft()
             self.phase = None
+            self.mark()
         score = self.evaluate("after")
         self.scores["after"] = None if score is None else score_record(score)
+        self.finished_at = self.iterations
+        self.mark()
         self.save()
 
     # --- phases ----------------------------------------------------------------------------------------------------
@@ -231,7 +251,7 @@ class Run:
         """Measure on held-out problems; None where the run has none."""
         if self.parts.evaluate is None:
             return None
-        with self.ledger.timed("evaluation"):
+        with self.ledger.timed("evaluation"), self.stop.window():
             self.sync_engine()
             score = self.parts.evaluate(self.engine, self.parts.corpus.evaluation[:problems])
         record = {"event": "evaluation", "label": label, "step": self.steps, "phase": self.phase, **score_record(score)}
@@ -244,36 +264,6 @@ class Run:
         """Give the engine the current weights unless it has them."""
         if self.engine.version != self.version:
             self.engine.update(self.learner.policy.model, self.version)
-
-    def _sampling(self) -> Sampling:
-        rollout = self.config.rollout
-        return Sampling(
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            max_tokens=rollout.max_response_tokens,
-            stop_ids=self.parts.chat.stop_ids,
-        )
-
-    def _grade(self, problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]]) -> list[tuple[Verdict, ...]]:
-        answers = [
-            Answer(grader=problem.grader, gold=problem.answer, text=self.parts.chat.decode(rollout.token_ids))
-            for problem, row in zip(problems, rollouts, strict=True)
-            for rollout in row
-        ]
-        verdicts = iter(self.parts.grader.grade(answers))
-        return [tuple(next(verdicts) for _ in row) for row in rollouts]
-
-    def _group(self, problem: Problem, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> Group:
-        reward = self.config.reward
-        encoded = self.parts.corpus.encoded[problem.id]
-        return Group(
-            problem=problem,
-            prompt_ids=encoded.prompt_ids,
-            rollouts=tuple(rollouts),
-            verdicts=tuple(verdicts),
-            rewards=tuple(reward.correct if v is Verdict.CORRECT else reward.incorrect for v in verdicts),
-            demonstration_ids=encoded.demonstration_ids,
-        )
 
     def _with_old_policy(self, update: Update) -> Update:
         """π_old of an update that comes after others of the same rollouts: the policy as it is now, before any of them."""
@@ -303,26 +293,6 @@ class Run:
         tokens = sum(len(r.token_ids) for group in groups for r in group.rollouts)
         return tokens / seconds if tokens else None
 
-    def _write_samples(self, groups: Sequence[Group]) -> None:
-        shown = [(g, i) for g in groups for i in range(len(g.rollouts))]
-        wanted = self.config.run.samples_per_step
-        stride = max(1, len(shown) // wanted) if wanted else len(shown) + 1
-        for group, i in shown[::stride][:wanted]:
-            rollout = group.rollouts[i]
-            self.emit(
-                "samples",
-                {
-                    "step": self.steps,
-                    "problem": group.problem.id,
-                    "prompt": group.problem.messages[-1].content,
-                    "response": self.parts.chat.decode(rollout.token_ids),
-                    "answer": group.problem.answer,
-                    "verdict": group.verdicts[i].value,
-                    "tokens": len(rollout.token_ids),
-                    "stop": rollout.stop,
-                },
-            )
-
     def _watch_sampler(self, reports: Sequence[UpdateReport]) -> None:
         gaps = [report.sampler_gap for report in reports if report.sampler_gap is not None]
         plain = self.config.rollout.temperature == 1.0 and self.config.rollout.top_p == 1.0
@@ -337,28 +307,52 @@ class Run:
 
     # --- state -------------------------------------------------------------------------------------------------------
 
+    def mark(self) -> None:
+        """Everything up to here is done: a checkpoint from now on resumes here."""
+        self.saving.mark(plain_state(self))
+
+    def save(self) -> None:
+        """A checkpoint of the last mark; in the background if the [run] table says so.
+
+        Raises:
+            CheckpointError: this save, or the one before it, failed.
+        """
+        with self.ledger.timed("checkpoint"):
+            self.journal.sync()
+            self.saving.save(self.snapshot)
+        self._report_saves()
+
+    def save_stopped(self) -> None:
+        """The state as a stop left it, unless it is saved already."""
+        self.stop.close()
+        self.stopped = True
+        if not self.saving.up_to_date:
+            self.save()
+
+    def close(self) -> None:
+        """Wait for the last checkpoint and close the logs.
+
+        Raises:
+            CheckpointError: the last checkpoint could not be written.
+        """
+        try:
+            self.saving.writer.wait()
+            self._report_saves()
+        finally:
+            self.journal.close()
+
+    def _report_saves(self) -> None:
+        for iteration in self.saving.writer.poll():
+            self.emit("events", {"event": "checkpoint", "step": self.steps, "iteration": iteration})
+
     def snapshot(self) -> Snapshot:
-        """All state, by component."""
-        return take_snapshot(self)
+        """All state of the last mark, by component; the tensors are the live ones."""
+        return take_snapshot(self, self.saving.marked)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot, in the same bits."""
-        restore_snapshot(self, snapshot)
-
-    def save(self) -> None:
-        """Write a checkpoint of everything."""
-        with self.ledger.timed("checkpoint"):
-            run = self.config.run
-            save_checkpoint(
-                self.parts.folder / "checkpoints", self.iterations, self.snapshot(), keep=run.keep_checkpoints
-            )
-        self.emit("events", {"event": "checkpoint", "step": self.steps, "iteration": self.iterations})
-
-
-def derive_seed(seed: int, purpose: str, step: int) -> int:
-    """A seed for one purpose at one step; the same on every platform, so a resumed run needs no generator state."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
+        for log, missing in restore_snapshot(self, snapshot).items():
+            self.emit("events", {"event": "log_lost", "log": log, "bytes": missing})
 
 
 def raise_if_nan(gap: float) -> None:

@@ -1,26 +1,80 @@
 """What must survive a crash: all state of a run as named tensors and plain data, and the way back.
 
 Everything random is a function of (seed, step), so there is no generator state to keep.
+
+A turn of the loop changes plain state as it goes and tensors only at its optimizer steps and at changes of phase. A stop in its
+middle therefore saves the tensors as they are with the plain state of the last `mark`: the last moment before which everything
+was done and after which nothing was, but for what `Turn` holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from mifo.errors import CheckpointError
-from mifo.train.checkpoint import Snapshot
+from mifo.train.checkpoint import Checkpoints, Snapshot
+from mifo.train.collect import make_group
+from mifo.train.turn import load_turn
+from mifo.train.writer import CheckpointWriter
 
 if TYPE_CHECKING:
     from mifo.train.run import Run
 
-OWN = ("steps", "iterations", "version", "phase", "meters", "scores", "frozen")
+OWN = ("steps", "iterations", "version", "phase", "meters", "scores", "frozen", "evaluated", "finished_at")
 
 
-def take_snapshot(run: Run) -> Snapshot:
-    """All state of a run, by component; the tensors are the live ones."""
+class Saving:
+    """What the next checkpoint will hold, whether it is saved already, and the writer.
+
+    Args:
+        checkpoints: where to.
+        background: write beside training.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, *, background: bool) -> None:
+        self.writer = CheckpointWriter(checkpoints, background=background)
+        self.marked: Mapping[str, Any] = {}
+        self._saved: Mapping[str, Any] | None = None
+
+    def mark(self, plain: Mapping[str, Any]) -> None:
+        """`plain` is the state of the next checkpoint."""
+        self.marked = plain
+
+    @property
+    def up_to_date(self) -> bool:
+        """The last mark is in a checkpoint, written or in flight."""
+        return self._saved is self.marked
+
+    def save(self, take: Callable[[], Snapshot]) -> None:
+        """Save what `take` gives; raises what this write or the last one raised."""
+        self.writer.save(self.marked["iterations"], take())
+        self._saved = self.marked
+
+
+def plain_state(run: Run) -> dict[str, Any]:
+    """Everything but tensors, optimizers and the turn under way; shares nothing that changes later."""
+    return {name: copy.deepcopy(getattr(run, name)) for name in OWN} | {
+        "elapsed": run.elapsed,
+        "verdicts": dict(run.grader_counts),
+        "stream": run.stream.state_dict(),
+        "method": run.method.state_dict(),
+        "ledger": run.ledger.state_dict(),
+        "journal": run.journal.state_dict(),
+        "data": run.parts.corpus.fingerprint,
+    }
+
+
+def take_snapshot(run: Run, plain: Mapping[str, Any]) -> Snapshot:
+    """All state of a run, by component; the tensors are the live ones.
+
+    Args:
+        run: between two optimizer steps.
+        plain: what `plain_state` gave at the last mark.
+    """
     if run.freeze is not None:
         run.freeze.settle()
     names = {parameter: name for name, parameter in run.learner.policy.model.named_parameters()}
@@ -30,24 +84,23 @@ def take_snapshot(run: Run) -> Snapshot:
     if run.parts.importance is not None:
         state = run.parts.importance.state_dict()
         tensors["importance"] = {f"{key}.{i}": t for key, rows in state.items() for i, t in enumerate(rows)}
+    if run.turn is not None:
+        tensors["turn"] = run.turn.tensors()
     return Snapshot(
         tensors,
-        {name: getattr(run, name) for name in OWN}
-        | {
-            "elapsed": run.elapsed,
-            "verdicts": dict(run.grader_counts),
-            "stream": run.stream.state_dict(),
-            "method": run.method.state_dict(),
-            "ledger": run.ledger.state_dict(),
-            "journal": run.journal.state_dict(),
+        {
+            **plain,
             "optimizers": {name: o.state_dict() for name, o in run.parts.optimizers.items()},
-            "data": run.parts.corpus.fingerprint,
+            "turn": None if run.turn is None else run.turn.state_dict(),
         },
     )
 
 
-def restore_snapshot(run: Run, snapshot: Snapshot) -> None:
-    """Continue from a snapshot, in the same bits.
+def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
+    """Continue from a snapshot, in the same bits. The snapshot's tensors are copied.
+
+    Returns:
+        Bytes of the logs that are no longer there (see `Journal.load_state_dict`).
 
     Raises:
         CheckpointError: the data are not those the run was started on.
@@ -60,7 +113,8 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> None:
         )
     _copy_parameters(run.learner.policy.model, snapshot.tensors["model"])
     for name, optimizer in run.parts.optimizers.items():
-        optimizer.load(state["optimizers"][name], snapshot.tensors.get(name, {}))
+        moments = {key: tensor.clone() for key, tensor in snapshot.tensors.get(name, {}).items()}
+        optimizer.load(state["optimizers"][name], moments)
     if run.parts.importance is not None:
         rows: dict[str, list[Any]] = {"importance": [], "start": [], "frozen_zeros": []}
         stored = snapshot.tensors["importance"]
@@ -74,7 +128,12 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> None:
     run.stream.load_state_dict(state["stream"])
     run.method.load_state_dict(state["method"])
     run.ledger.load_state_dict(state["ledger"])
-    run.journal.load_state_dict(state["journal"])
+    problems = {p.id: p for p in run.parts.corpus.train}
+    if state["turn"] is not None:
+        run.turn = load_turn(
+            state["turn"], snapshot.tensors["turn"], lambda name, *rest: make_group(run.parts, problems[name], *rest)
+        )
+    return run.journal.load_state_dict(state["journal"])
 
 
 def _copy_parameters(model: nn.Module, stored: Mapping[str, Any]) -> None:

@@ -1,0 +1,78 @@
+"""What a turn collects: problems, rollouts of the current policy, verdicts, rewards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mifo.rewards import Answer
+from mifo.types import Group, Phase, Problem, Rollout, Sampling, Verdict
+
+if TYPE_CHECKING:
+    from mifo.train.run import Parts, Run
+
+
+def collect(run: Run, phase: Phase) -> tuple[Group, ...]:
+    """The groups of one turn; () where the phase draws no problems."""
+    if phase.prompts == 0:
+        return ()
+    parts, ledger = run.parts, run.ledger
+    problems = run.stream.take(phase.prompts)
+    ledger.saw_problems([p.id for p in problems])
+    if phase.rollouts == 0:
+        return tuple(make_group(parts, p, (), ()) for p in problems)
+    prompts = [parts.corpus.encoded[p.id].prompt_ids for p in problems]
+    seed = derive_seed(run.config.train.seed, "rollout", run.steps)
+    with ledger.timed("rollout"), run.stop.window():
+        run.sync_engine()
+        rollouts = run.engine.generate(prompts, phase.rollouts, _sampling(parts), seed)
+    ledger.prefilled_tokens += sum(map(len, prompts))
+    ledger.generated_tokens += sum(len(r.token_ids) for row in rollouts for r in row)
+    for row in rollouts:
+        assert all(r.weight_version == run.version for r in row), "rollouts of another version of the weights"
+    with ledger.timed("reward"), run.stop.window():
+        verdicts = _grade(parts, problems, rollouts)
+    return tuple(make_group(parts, p, row, v) for p, row, v in zip(problems, rollouts, verdicts, strict=True))
+
+
+def _sampling(parts: Parts) -> Sampling:
+    rollout = parts.config.rollout
+    return Sampling(
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        max_tokens=rollout.max_response_tokens,
+        stop_ids=parts.chat.stop_ids,
+    )
+
+
+def _grade(
+    parts: Parts, problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]]
+) -> list[tuple[Verdict, ...]]:
+    answers = [
+        Answer(grader=problem.grader, gold=problem.answer, text=parts.chat.decode(rollout.token_ids))
+        for problem, row in zip(problems, rollouts, strict=True)
+        for rollout in row
+    ]
+    verdicts = iter(parts.grader.grade(answers))
+    return [tuple(next(verdicts) for _ in row) for row in rollouts]
+
+
+def make_group(parts: Parts, problem: Problem, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> Group:
+    """A problem of the training data with its rollouts, their verdicts, and the rewards these mean."""
+    reward = parts.config.reward
+    encoded = parts.corpus.encoded[problem.id]
+    return Group(
+        problem=problem,
+        prompt_ids=encoded.prompt_ids,
+        rollouts=tuple(rollouts),
+        verdicts=tuple(verdicts),
+        rewards=tuple(reward.correct if v is Verdict.CORRECT else reward.incorrect for v in verdicts),
+        demonstration_ids=encoded.demonstration_ids,
+    )
+
+
+def derive_seed(seed: int, purpose: str, step: int) -> int:
+    """A seed for one purpose at one step; the same on every platform, so a resumed run needs no generator state."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

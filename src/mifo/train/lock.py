@@ -1,0 +1,89 @@
+"""One run at a time in a folder.
+
+The lock is the kernel's (flock): it goes when its holder ends, however it ends, so a crash leaves nothing to clean up. The file
+says who holds it and stays where it is; its presence means nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+
+from mifo.errors import CheckpointError
+
+LOCK = "run.lock"
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class FolderLock:
+    """Holds a run folder, making it if need be; a folder that it made and that is still empty goes with it.
+
+    Args:
+        folder: the run folder.
+        enabled: false only makes the folder, for file systems without locks.
+
+    Raises (on entry):
+        CheckpointError: another process holds it (which one), the file system has no locks, or it cannot be written to.
+    """
+
+    def __init__(self, folder: Path, *, enabled: bool = True) -> None:
+        self.folder, self.enabled = folder, enabled
+        self._file: int | None = None
+        self._made = False
+
+    def __enter__(self) -> FolderLock:
+        self._made = not self.folder.exists()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.enabled:
+                self._acquire()
+        except OSError as error:
+            raise CheckpointError(self._refusal(error)) from error
+        return self
+
+    def _acquire(self) -> None:
+        path = self.folder / LOCK
+        while True:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not path.exists() or not os.path.samestat(os.fstat(file), path.stat()):
+                    os.close(file)  # its last holder removed it between our open and our lock
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    continue
+                os.ftruncate(file, 0)
+                os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            except BaseException:
+                os.close(file)
+                raise
+            self._file = file
+            return
+
+    def _refusal(self, error: OSError) -> str:
+        if isinstance(error, BlockingIOError):
+            holder = (self.folder / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+            return f"{self.folder} is in use by {holder}. Wait for it, end it, or choose another --run.name."
+        if error.errno in NO_LOCKS:
+            return (
+                f"{self.folder}: its file system cannot lock files ({error.strerror}). Put run.folder on one that can, or "
+                "take care yourself that no two runs share the folder, with --run.no-lock."
+            )
+        if error.errno in NOT_WRITABLE:
+            return f"{self.folder} cannot be written to ({error.strerror}). Choose another --run.folder."
+        return f"{self.folder} cannot be used ({error.strerror or error}). Choose another --run.folder."
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        left = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else {"gone"}
+        if self._made and left <= {LOCK}:  # the run never began: leave nothing in the way
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self.folder.rmdir()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
