@@ -17,17 +17,24 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mifo import __version__
 from mifo.errors import ConfigError, MifoError
 
-TRAIN_USAGE = "usage: mifo train RECIPE_OR_TOML [--SECTION.SETTING VALUE ...] [--resume] [--dry-run]"
+TRAIN_USAGE = "usage: mifo train RECIPE_OR_TOML [--SECTION.SETTING VALUE ...] [--resume [--no-verify]] [--dry-run]"
 TRAIN_HELP = """
 Train a model as a recipe or a TOML file says. Flags come after it and override its settings.
 
   --dry-run   read the data, show a prompt, estimate memory and time; train nothing
-  --resume    continue the run from its newest checkpoint
+  --resume    continue the run from its newest whole checkpoint; with --dry-run, say which
+  --no-verify resume without comparing the hashes of the checkpoint's files
   -h, --help  this text; after a recipe, with the recipe's values
+
+exit status:
+  0  done                  2  a mistake, or an error that names its remedy
+  3  Ctrl-C (SIGINT)       4  SIGTERM: what is under way is broken off, the run saved
+  A second signal ends at once (130, 143 in a shell). --resume goes on in the same bits.
 
 examples:
   mifo train tiny
@@ -39,7 +46,7 @@ EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status (0 done, 2 the user's mistake, 130 interrupted).
+    """Run one command; returns its exit status (0 done, 2 the user's mistake, 3 and 4 stopped and saved, 130 interrupted).
 
     Raises:
         SystemExit: help was printed, or a flag has the wrong form (status 2).
@@ -118,7 +125,7 @@ def _add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    switches = {"--resume", "--dry-run", "-h", "--help"}
+    switches = {"--resume", "--no-verify", "--dry-run", "-h", "--help"}
     chosen, rest = switches.intersection(arguments), [word for word in arguments if word not in switches]
     if chosen & {"-h", "--help"}:
         _train_help(rest)
@@ -132,12 +139,17 @@ def _train(arguments: Sequence[str]) -> int:
     from mifo.config.load import load_config
 
     recipe, config = load_config(rest[0], rest[1:])
+    resume = "--resume" in chosen
+    if "--no-verify" in chosen:
+        if not resume:
+            raise ConfigError("--no-verify has no effect without --resume: nothing is read back. Leave it out.")
+        config = replace(config, run=replace(config.run, verify_checkpoints=False))
     _quiet_libraries()
     from mifo.commands import dry_run, train_command
 
     if "--dry-run" in chosen:
-        return dry_run(recipe, config)
-    return train_command(recipe, config, resume="--resume" in chosen)
+        return dry_run(recipe, config, resume=resume)
+    return train_command(recipe, config, flags=rest[1:], resume=resume)
 
 
 def _train_help(rest: Sequence[str]) -> None:

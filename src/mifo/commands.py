@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import signal
-import threading
+import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,31 +21,33 @@ from mifo.data.chat import Chat
 from mifo.data.tasks import INSTRUCTION
 from mifo.errors import ConfigError, ModelError
 from mifo.eval.score import evaluate, evaluation_sampling, make_evaluate
+from mifo.signals import EXIT_STOPPED, stopping_on_signals
 from mifo.train.build import (
     Prepared,
     build_engine,
     build_run,
     check_context,
-    check_folder,
     make_chat,
     make_grader,
     prepare,
     verifier,
 )
+from mifo.train.checkpoint import STATE, read_json
 from mifo.train.console import RunDisplay, clock, closing_table
 from mifo.train.corpus import read_evaluation
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
 from mifo.train.estimate import GIB, estimate
+from mifo.train.folder import check_folder, open_checkpoints
+from mifo.train.lock import FolderLock
 from mifo.train.loop import train
 from mifo.train.metrics import score_record
 from mifo.train.model import TINY, load_model, load_tokenizer
-from mifo.train.run import Run
+from mifo.train.storage import Storage
 from mifo.train.summary import write_results
 from mifo.types import Problem, Score
 
 EVAL_TOKENS = 512
 SHOWN_CHARACTERS = 1500
-INTERRUPTED = 130
 
 
 def run_folder(recipe: Recipe, config: Config) -> Path:
@@ -55,12 +55,19 @@ def run_folder(recipe: Recipe, config: Config) -> Path:
     return Path(config.run.folder) / (config.run.name or recipe.name)
 
 
-def train_command(recipe: Recipe, config: Config, *, resume: bool) -> int:
-    """`mifo train`: prepare, train, export, and say how it went."""
+def train_command(recipe: Recipe, config: Config, *, flags: Sequence[str] = (), resume: bool) -> int:
+    """`mifo train`: prepare, train, export, and say how it went; returns the exit status.
+
+    Args:
+        recipe: as `load_config` gave it.
+        config: with the flags on top.
+        flags: what the user wrote after the recipe, for the commands that are suggested.
+        resume: continue the run in the folder.
+    """
     console = Console(soft_wrap=True)
     folder = run_folder(recipe, config)
     check_folder(folder, config, resume=resume)
-    with make_grader(config) as grader:
+    with FolderLock(folder, enabled=config.run.lock), make_grader(config) as grader:
         prepared = prepare(config, grader)
         for note in prepared.corpus.notes:
             console.print(note, highlight=False, markup=False)
@@ -71,56 +78,61 @@ def train_command(recipe: Recipe, config: Config, *, resume: bool) -> int:
             f"{run.learner.policy.device} ({run.learner.policy.compute_dtype}, {run.learner.policy.layout}) in {folder}",
             highlight=False,
         )
-        with display, _stop_after_this_turn(run, console):
+        with display, stopping_on_signals(run.stop):
             train(run)
-        if run.interrupted:
-            console.print(f"stopped and saved; continue with: mifo train {recipe.source} --resume", highlight=False)
-            return INTERRUPTED
+        if run.stop.signal is not None:
+            again = command_line(recipe, flags, "--resume")
+            console.print(f"stopped and saved; continue with: {again}", highlight=False, markup=False)
+            return EXIT_STOPPED[run.stop.signal]
         summary = write_results(run)
     console.print(closing_table(summary))
-    _next_steps(console, folder, recipe, config)
+    _next_steps(console, folder, recipe, config, flags)
     return 0
 
 
-@contextlib.contextmanager
-def _stop_after_this_turn(run: Run, console: Console) -> Iterator[None]:
-    """Ctrl-C ends the turn of the loop under way and saves; a second one ends at once."""
-
-    def stop(_: int, __: object) -> None:
-        if run.interrupted:
-            raise KeyboardInterrupt
-        run.interrupted = True
-        console.print("stopping after this step, then saving; press Ctrl-C again to stop at once", style="bold yellow")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def command_line(recipe: Recipe, flags: Sequence[str], *more: str) -> str:
+    """`mifo train` as the user wrote it, and more; ready for a shell."""
+    return shlex.join(["mifo", "train", recipe.source, *flags, *more])
 
 
-def _next_steps(console: Console, folder: Path, recipe: Recipe, config: Config) -> None:
+def without(flags: Sequence[str], *names: str) -> list[str]:
+    """Flags without some settings, written as `--name value` or `--name=value`, with _ or -."""
+    kept: list[str] = []
+    words = iter(flags)
+    for word in words:
+        name, equals, _ = word.replace("_", "-").partition("=")
+        if name not in names:
+            kept.append(word)
+        elif not equals:
+            next(words, None)
+    return kept
+
+
+def _next_steps(console: Console, folder: Path, recipe: Recipe, config: Config, flags: Sequence[str]) -> None:
     lines = [f"run folder: {folder} (summary.json, metrics.jsonl, samples.jsonl, events.jsonl, ledger.json)"]
     if config.run.export:
         lines.append(f"model:      {folder / 'export'} (a plain Hugging Face folder)")
-    steps = [(f"mifo eval {folder} --data FILE.jsonl", "your own problems")]
+    run = shlex.quote(str(folder))
+    steps = [(f"mifo eval {run} --data FILE.jsonl", "your own problems")]
     if config.data.train.startswith("embedded") and config.model.path != TINY:
-        steps.insert(0, (f"mifo eval {folder} --data embedded:ood", "families that were not trained on"))
+        steps.insert(0, (f"mifo eval {run} --data embedded:ood", "families that were not trained on"))
     if isinstance(config.method, MifoMethod) and config.method.freeze_top > 0:
-        name = f"{folder.name}-no-freezing"
-        steps.append((f"mifo train {recipe.source} --method.freeze-top 0 --run.name {name}", "what freezing is worth"))
+        same = without(flags, "--method.freeze-top", "--run.name")
+        command = command_line(recipe, same, "--method.freeze-top", "0", "--run.name", f"{folder.name}-no-freezing")
+        steps.append((command, "what freezing is worth"))
     steps.append(("mifo recipes", "the other recipes"))
     width = max(len(command) for command, _ in steps)
     lines += ["next:", *(f"  {command:<{width}}  {purpose}" for command, purpose in steps)]
     console.print("\n".join(lines), highlight=False, markup=False)
 
 
-def dry_run(recipe: Recipe, config: Config) -> int:
-    """`mifo train --dry-run`: everything short of loading weights and training."""
+def dry_run(recipe: Recipe, config: Config, *, resume: bool = False) -> int:
+    """`mifo train --dry-run`: everything short of loading weights and training; with --resume, from where it would go on."""
     console = Console(soft_wrap=True)
+    folder = run_folder(recipe, config)
+    if resume:
+        check_folder(folder, config, resume=True)
+        console.print(_where_it_resumes(folder, config), highlight=False, markup=False)
     with make_grader(config) as grader:
         prepared = prepare(config, grader)
     corpus = prepared.corpus
@@ -140,14 +152,33 @@ def dry_run(recipe: Recipe, config: Config) -> int:
     for name, size in expected.memory.items():
         table.add_row(name, f"{size / GIB:.2f} GiB")
     table.add_row("memory in all", f"{expected.total_bytes / GIB:.2f} GiB", style="bold")
-    table.add_row(
-        "time", f"{clock(expected.seconds_per_step)} a step, {clock(expected.seconds)} for {config.train.steps} steps"
-    )
+    table.add_row("time", f"{clock(expected.seconds_per_step)} a step, {_time_in_all(config, expected.seconds)}")
     console.print(table)
     console.print(
-        f"dry run: nothing was trained; without --dry-run the run goes to {run_folder(recipe, config)}", highlight=False
+        f"dry run: nothing was trained; without --dry-run the run goes {'on in' if resume else 'to'} {folder}"
     )
     return 0
+
+
+def _time_in_all(config: Config, seconds: float) -> str:
+    minutes = config.train.minutes
+    if minutes is not None and seconds > 60 * minutes:
+        steps = f"{config.train.steps} steps would take {clock(seconds)}"
+        return f"{clock(60 * minutes)} in all by train.minutes = {minutes:g} ({steps})"
+    return f"{clock(seconds)} for {config.train.steps} steps"
+
+
+def _where_it_resumes(folder: Path, config: Config) -> str:
+    """What --resume would find: the newest whole checkpoint, what is wrong with newer ones, and what is left to do."""
+    path, refused = open_checkpoints(folder, config, Storage()).newest_good(verify=config.run.verify_checkpoints)
+    state = read_json(path / STATE)
+    done = "it is finished" if state["finished_at"] == state["iterations"] else "it is not finished"
+    lines = [f"refused a checkpoint: {reason}" for reason in refused]
+    lines.append(
+        f"resumes from {path}: {state['steps']} of {config.train.steps} steps and {clock(state['elapsed'])} of training are "
+        f"behind it; {done}"
+    )
+    return "\n".join(lines)
 
 
 def _show_problem(console: Console, prepared: Prepared) -> None:

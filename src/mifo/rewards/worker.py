@@ -23,7 +23,8 @@ _STATUS = Path("/proc/self/status")
 
 def main(*, memory_mib: int, seconds_per_answer: float) -> None:
     """Runs until standard input ends. Raises ImportError when math-verify is missing."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a run, they are the parent's to handle:
+        signal.signal(number, signal.SIG_IGN)  # a worker that ended by one would look like a verdict of error
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -156,6 +156,7 @@ class Checkpoints:
         for path in drop:
             leaving = path.with_name(LEAVING + path.name)
             self.storage.rename(path, leaving)
+            self.storage.sync_folder(self.folder)
             self.storage.remove_tree(leaving)
 
     def _failure(self, step: int, error: OSError) -> str:

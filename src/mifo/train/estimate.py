@@ -103,11 +103,20 @@ def _memory(
         "optimizer moments": 4 * moments * parameters,
         "importance map and snapshot": 8 * parameters if method.freeze is not None else 0,
         "moments kept during SFT": 8 * parameters if method.freeze is not None else 0,
+        "copy for the checkpoint writer": _checkpoint_copy(config, method, parameters),
         "reference model": 4 * parameters if method.needs_reference else 0,
         "sampler's weights": width * parameters,
         "sampler's cache": int(rows * kv * width * (prompt + config.rollout.max_response_tokens)),
         "activations of a micro-batch": tokens * per_layer * layers * width,
     }
+
+
+def _checkpoint_copy(config: Config, method: Method, parameters: int) -> int:
+    """Weights, moments, importance map and snapshot once more, while a checkpoint is written."""
+    if not config.run.background_checkpoints:
+        return 0
+    optimizers = 2 if config.method.name == "mifo" else 1
+    return 4 * parameters * (1 + 2 * optimizers + (2 if method.freeze is not None else 0))
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -81,7 +81,9 @@ def shown(capsys, monkeypatch, *arguments):
 
 def test_train_help_without_a_recipe(capsys, monkeypatch):
     text = shown(capsys, monkeypatch, "train", "--help")
-    assert text.startswith("usage: mifo train RECIPE_OR_TOML [--SECTION.SETTING VALUE ...] [--resume] [--dry-run]\n")
+    assert text.startswith(
+        "usage: mifo train RECIPE_OR_TOML [--SECTION.SETTING VALUE ...] [--resume [--no-verify]] [--dry-run]\n"
+    )
     recipes = text.partition("\nrecipes:\n")[2].partition("\nsettings")[0]
     assert [name for name in recipe_names() if f"  {name} " in recipes] == recipe_names()
     assert "--dry-run   read the data" in text

@@ -1,0 +1,48 @@
+"""SIGINT and SIGTERM while a run trains: the first saves and ends, the second ends at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+from mifo.train.stop import Stop
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_STOPPED = {0: 3, signal.SIGINT: 3, signal.SIGTERM: 4}
+SHOW_CURSOR = b"\x1b[?25h"
+
+
+@contextlib.contextmanager
+def stopping_on_signals(stop: Stop) -> Iterator[None]:
+    """Within the block the first SIGINT or SIGTERM asks the run to stop.
+
+    It also gives both back to the system, so that a second one ends the process whatever it is doing, without a word; the last
+    committed checkpoint then stands. A signal that was ignored when the process started (nohup) stays ignored. Does nothing
+    outside the main thread, where Python allows no handlers.
+    """
+
+    def handle(number: int, _: object) -> None:
+        for other in handled:
+            signal.signal(other, signal.SIG_DFL)
+        if sys.stdout.isatty():
+            os.write(sys.stdout.fileno(), SHOW_CURSOR)  # a second signal leaves no time for it
+        name = signal.Signals(number).name
+        message = f"\nmifo: {name}: saving, then ending; a second signal ends at once\n"
+        with contextlib.suppress(OSError):  # nobody may be listening any more
+            os.write(sys.stderr.fileno(), message.encode())  # not print: the signal may have come inside one
+        stop.request(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
