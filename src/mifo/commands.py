@@ -171,6 +171,8 @@ def _time_in_all(config: Config, seconds: float) -> str:
 def _where_it_resumes(folder: Path, config: Config) -> str:
     """What --resume would find: the newest whole checkpoint, what is wrong with newer ones, and what is left to do."""
     path, refused = open_checkpoints(folder, config, Storage()).newest_good(verify=config.run.verify_checkpoints)
+    if path is None:
+        return f"{folder} has no checkpoint yet: resuming begins again from the start"
     state = read_json(path / STATE)
     done = "it is finished" if state["finished_at"] == state["iterations"] else "it is not finished"
     lines = [f"refused a checkpoint: {reason}" for reason in refused]

@@ -102,7 +102,7 @@ def test_a_folder_with_a_run_is_not_overwritten(finished):
 
 
 def test_nothing_to_resume(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="no run to resume"):
         run_small(small_config(), tmp_path / "empty", resume=True)
 
 

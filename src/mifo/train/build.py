@@ -89,7 +89,8 @@ def build_run(
     stop: Stop | None = None,
     storage: Storage | None = None,
 ) -> Run:
-    """Load the model and put a run together in `folder`; resumed from the newest whole checkpoint if asked.
+    """Load the model and put a run together in `folder`; resumed from the newest whole checkpoint, if asked, or from its
+    beginning where it was killed before it had one.
 
     Raises:
         CheckpointError: the folder holds a run and `resume` is false, or `resume` is true and there is nothing to resume
@@ -100,8 +101,6 @@ def build_run(
     check_folder(folder, config, resume=resume)
     checkpoints = open_checkpoints(folder, config, storage)
     newest, refused = checkpoints.newest_good(verify=config.run.verify_checkpoints) if resume else (None, [])
-    for reason in refused:
-        log.warning("refused a checkpoint: %s", reason)
     run = Run(
         parts=_load_parts(
             prepared,
@@ -115,9 +114,10 @@ def build_run(
         )
     )
     open_folder(folder, config, storage)
-    if newest is not None:
-        run.restore(load_checkpoint(newest))
-        resumed = {"event": "resumed", "step": run.steps, "iteration": run.iterations, "checkpoint": newest.name}
+    if resume:
+        run.restore(None if newest is None else load_checkpoint(newest))
+        name = None if newest is None else newest.name
+        resumed = {"event": "resumed", "step": run.steps, "iteration": run.iterations, "checkpoint": name}
         run.emit("events", resumed | {"refused": refused})
     return run
 

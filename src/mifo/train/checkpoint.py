@@ -168,14 +168,14 @@ class Checkpoints:
             "Mend that (free space, permissions, the disk), then continue with --resume."
         )
 
-    def newest_good(self, *, verify: bool) -> tuple[Path, list[str]]:
-        """The newest checkpoint that is whole, and what is wrong with each newer one.
+    def newest_good(self, *, verify: bool) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is whole (None: there is none at all), and what is wrong with each newer one.
 
         Args:
             verify: compare the hash of every file; without it only names and sizes are looked at.
 
         Raises:
-            CheckpointError: none is whole; says what is wrong with each.
+            CheckpointError: there are some, and none is whole; says what is wrong with each.
         """
         reasons: list[str] = []
         for path in reversed(self.list()):
@@ -189,6 +189,8 @@ class Checkpoints:
                 self._bad.add(path)
                 continue
             return path, reasons
+        if not reasons:
+            return None, []
         listed = "".join(f"\n  {reason}" for reason in reasons)
         raise CheckpointError(f"{self.folder} holds no whole checkpoint. Start another run.{listed}")
 

@@ -106,6 +106,17 @@ class RunDisplay:
                 highlight=False,
                 soft_wrap=True,
             )
+        elif event == "resumed":
+            for reason in record["refused"]:
+                self.console.print(f"refused a checkpoint: {reason}", style="bold red", highlight=False, markup=False)
+            place = record["checkpoint"] or "the beginning: there was no checkpoint yet"
+            self.console.print(f"resumed from {place}, step {record['step']}", highlight=False, markup=False)
+        elif event == "log_lost":
+            self.console.print(
+                f"{record['log']}.jsonl lacks {record['bytes']:,} bytes that it had; going on without them",
+                style="bold red",
+                highlight=False,
+            )
         elif event == "alarm":
             self.console.print(f"alarm: {record['alarm']} = {record['value']:.3g}", style="bold red", highlight=False)
 

@@ -23,14 +23,16 @@ CONFIG = "config.json"
 def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
     """Whether a run of this configuration may start, or go on, in a folder; cheap, so it comes before the data is read.
 
+    A run that was killed before its first checkpoint is resumed from its beginning.
+
     Raises:
         CheckpointError: the folder holds a run and `resume` is false, or `resume` is true and there is nothing to resume
             or the configuration differs.
     """
     has_checkpoint = bool(list_checkpoints(folder / "checkpoints"))
     if resume:
-        if not has_checkpoint:
-            raise CheckpointError(f"{folder} holds no checkpoint to resume from. Start it without --resume.")
+        if not has_checkpoint and not (folder / CONFIG).is_file():
+            raise CheckpointError(f"{folder} holds no run to resume. Start it without --resume.")
         _check_same(read_json(folder / CONFIG), encode(config), folder)
     elif has_checkpoint:
         raise CheckpointError(
@@ -38,8 +40,8 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
         )
     elif (folder / "metrics.jsonl").is_file():
         raise CheckpointError(
-            f"{folder} already holds a run that stopped before its first checkpoint. Choose another --run.name, or delete "
-            "the folder."
+            f"{folder} already holds a run that stopped before its first checkpoint. Begin it again with --resume, or choose "
+            "another --run.name."
         )
 
 

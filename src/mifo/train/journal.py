@@ -96,7 +96,7 @@ class Journal:
         return sizes | {name: os.fstat(file).st_size for name, file in self._files.items()}
 
     def load_state_dict(self, state: Mapping[str, int]) -> dict[str, int]:
-        """Cut each file back to the length it had; where it is shorter, to its last whole line.
+        """Cut each file back to the length it had (0 where `state` has none); one that is shorter, to its last whole line.
 
         Returns:
             The bytes that are missing from each shorter file.
@@ -110,7 +110,8 @@ class Journal:
                 file = self.storage.open_log(path)
                 try:
                     size = os.fstat(file).st_size
-                    kept = state[name] if size >= state[name] else os.pread(file, size, 0).rfind(b"\n") + 1
+                    wanted = state.get(name, 0)
+                    kept = wanted if size >= wanted else os.pread(file, size, 0).rfind(b"\n") + 1
                     self.storage.truncate(file, kept)
                 finally:
                     self.storage.close(file)
@@ -118,8 +119,8 @@ class Journal:
                 raise CheckpointError(
                     f"{path} cannot be opened for writing ({error.strerror or error}). Mend its permissions."
                 ) from error
-            if kept < state[name]:
-                missing[name] = state[name] - kept
+            if kept < wanted:
+                missing[name] = wanted - kept
         return missing
 
 

@@ -349,9 +349,10 @@ class Run:
         """All state of the last mark, by component; the tensors are the live ones."""
         return take_snapshot(self, self.saving.marked)
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot, in the same bits."""
-        for log, missing in restore_snapshot(self, snapshot).items():
+    def restore(self, snapshot: Snapshot | None) -> None:
+        """Continue from a snapshot, in the same bits; or from the beginning, with empty logs, where there is none."""
+        lost = self.journal.load_state_dict({}) if snapshot is None else restore_snapshot(self, snapshot)
+        for log, missing in lost.items():
             self.emit("events", {"event": "log_lost", "log": log, "bytes": missing})
 
 

@@ -1,0 +1,77 @@
+"""The fork server that the kill and signal tests share, and the recipe they run."""
+
+import pytest
+from kill_harness import Victims
+
+RECIPE = """
+description = "two phases, several updates a step, checkpoints every turn, in about a second"
+
+[model]
+path = "tiny"
+compute = "float32"
+
+[data]
+families = ["tiny"]
+train_problems = 30
+evaluation_problems = 6
+
+[rollout]
+max_response_tokens = 12
+
+[method]
+name = "mifo"
+buffer_size = 6
+sft_batch_size = 4
+token_fraction = 0.5
+
+[method.rl]
+prompts_per_step = 4
+rollouts_per_prompt = 4
+updates_per_step = 2
+entropy_coefficient = 0.01
+
+[rl_optimizer]
+learning_rate = 1e-3
+warmup_updates = 3
+schedule = "cosine"
+decay_updates = 30
+
+[sft_optimizer]
+learning_rate = 3e-3
+
+[train]
+steps = 6
+threads = 1
+micro_batch_tokens = 64
+
+[evaluation]
+every_steps = 3
+
+[run]
+checkpoint_steps = 1
+keep_checkpoints = 2
+export = false
+"""
+
+
+@pytest.fixture(scope="session")
+def victims():
+    with Victims() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory):
+    """The path of a small MIFO recipe."""
+    path = tmp_path_factory.mktemp("recipe") / "killed.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def whole(victims, recipe, tmp_path_factory):
+    """An uninterrupted run of it: (folder, what the process did)."""
+    folder = tmp_path_factory.mktemp("whole")
+    life = victims.run(["train", recipe, "--run.folder", folder, "--run.name", "run"], log=folder / "log")
+    assert life.status == 0, (folder / "log").read_text()
+    return folder / "run", life
