@@ -24,7 +24,8 @@ from mifo.train.checkpoint import Checkpoints
 from mifo.train.learner import Learner
 from mifo.train.run import Run
 
-SLOW: dict[str, float] = {}
+SLOW: dict[str, float] = {}  # seconds by region, or by "region/inner function"
+INSIDE: list[str] = []
 
 
 def say(words: str) -> None:
@@ -45,21 +46,22 @@ def watched(region, owner, name):
         start = time.monotonic()
         if where in SLOW:
             time.sleep(SLOW[where])
+        INSIDE.append(where)
         result = method(*arguments, **keywords)
+        INSIDE.remove(where)
         say(f"leave {where} {time.monotonic() - start:.6f}")
         return result
 
     setattr(owner, name, report)
 
 
-def slowed(region, owner, name):
-    """Make every call of an inner function take longer, without a report."""
+def slowed(inner, owner, name):
+    """Make every call of an inner function take longer in some regions, without a report."""
     method = getattr(owner, name)
 
     @functools.wraps(method)
     def wait(*arguments, **keywords):
-        if region in SLOW:
-            time.sleep(SLOW[region])
+        time.sleep(max([SLOW.get(f"{region}/{inner}", 0.0) for region in INSIDE], default=0.0))
         return method(*arguments, **keywords)
 
     setattr(owner, name, wait)

@@ -1,6 +1,7 @@
 """Every operation of a save goes wrong in every way: what was committed stands, and the next save works."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -12,7 +13,15 @@ from fault_storage import FAULTS, OPERATIONS, FaultyStorage, KilledError
 from safetensors.torch import load_file, save_file
 
 from mifo.errors import CheckpointError
-from mifo.train.checkpoint import Checkpoints, Retention, Snapshot, list_checkpoints, load_checkpoint, tensor_chunks
+from mifo.train.checkpoint import (
+    Checkpoints,
+    Retention,
+    Snapshot,
+    gathered,
+    list_checkpoints,
+    load_checkpoint,
+    tensor_chunks,
+)
 from mifo.train.manifest import MANIFEST, Manifest, read_manifest
 from mifo.train.storage import Storage
 from mifo.train.writer import CheckpointWriter
@@ -263,6 +272,7 @@ def test_files_are_safetensors_as_the_library_writes_them(tmp_path):
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")
     read = load_file(tmp_path / "ours")
     assert read.keys() == tensors.keys()
+    assert b"".join(map(bytes, gathered(tensor_chunks(tensors)))) == (tmp_path / "ours").read_bytes()
     for name, tensor in tensors.items():
         assert read[name].dtype == tensor.dtype
         assert torch.equal(read[name], tensor)
@@ -320,3 +330,14 @@ def test_in_the_foreground_a_save_is_committed_when_it_returns(tmp_path):
     writer = CheckpointWriter(opened(tmp_path), background=False)
     writer.save(1, snapshot(1))
     assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == ["step-000001"]
+
+
+def test_gathering_keeps_bytes_and_order(monkeypatch):
+    monkeypatch.setattr("mifo.train.checkpoint.SMALL", 10)
+    draw = random.Random(0)
+    for _ in range(200):
+        chunks = [draw.randbytes(draw.randrange(16)) for _ in range(draw.randrange(12))]
+        pieces = list(gathered(iter(chunks)))
+        assert b"".join(pieces) == b"".join(chunks)
+        assert all(pieces)
+        assert all(len(a) >= 10 or len(b) >= 10 for a, b in itertools.pairwise(pieces))

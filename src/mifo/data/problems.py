@@ -116,7 +116,7 @@ def load_problems(
         counts=MappingProxyType(dict(sorted(counts.items()))),
         rows=len(rows),
         columns=columns,
-        fingerprint=_fingerprint(problems),
+        fingerprint=fingerprint(problems),
     )
 
 
@@ -223,7 +223,8 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {number}" for reason, number in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
 
 
-def _fingerprint(problems: tuple[Problem, ...]) -> str:
+def fingerprint(problems: Sequence[Problem]) -> str:
+    """SHA-256 of everything that problems hold, in their order."""
     content = hashlib.sha256()
     for p in problems:
         fields = [p.id, [list(m) for m in p.messages], p.answer, p.demonstration, p.source, p.grader]

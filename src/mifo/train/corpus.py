@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,7 +9,7 @@ from typing import Literal
 from mifo.config.schema import Config, DataConfig
 from mifo.data import tasks
 from mifo.data.chat import Chat
-from mifo.data.problems import LoadReport, Verify, load_problems, summary
+from mifo.data.problems import LoadReport, Verify, fingerprint, load_problems, summary
 from mifo.errors import DataError
 from mifo.types import GraderName, Problem, TokenIds, Verdict
 
@@ -78,12 +77,12 @@ def read_corpus(config: Config, chat: Chat, verify: Verify, *, needs_demonstrati
     """
     data = config.data
     checked = verify if data.verify_demonstrations else _trusting
-    train, train_note, fingerprint = _read(data, "train", checked)
+    train, train_note, content = _read(data, "train", checked)
     evaluation: tuple[Problem, ...] = ()
     notes = [train_note]
     if data.evaluation != NONE:
-        evaluation, note, held_out_fingerprint = _read(data, "evaluation", checked)
-        fingerprint = f"{fingerprint}+{held_out_fingerprint}"
+        evaluation, note, held_out_content = _read(data, "evaluation", checked)
+        content = f"{content}+{held_out_content}"
         notes.append(note)
     kept, encoded, dropped = _encode(train, chat, data, needs_demonstrations)
     if dropped:
@@ -101,7 +100,7 @@ def read_corpus(config: Config, chat: Chat, verify: Verify, *, needs_demonstrati
         notes.append(f"data.evaluation: {_listed(unusable)}.")
     if unseen and not measured:
         raise DataError(f"data.evaluation = '{data.evaluation}': none of its problems is left ({_listed(unusable)}).")
-    return Corpus(tuple(kept), tuple(measured), encoded, held_out, tuple(notes), fingerprint)
+    return Corpus(tuple(kept), tuple(measured), encoded, held_out, tuple(notes), content)
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -155,8 +154,8 @@ def _embedded(data: DataConfig, part: Part, count: int | None) -> tuple[tuple[Pr
     wanted = count or DEFAULT_EMBEDDED
     problems = tuple(tasks.generate(split, wanted, families=families, max_level=data.levels))
     names = ", ".join(sorted({p.source.split("/")[-1] for p in problems}))
-    fingerprint = hashlib.sha256("\n".join(p.id for p in problems).encode()).hexdigest()
-    return problems, f"data.{part}: {len(problems)} embedded problems, split {split} ({names}).", fingerprint
+    note = f"data.{part}: {len(problems)} embedded problems, split {split} ({names})."
+    return problems, note, fingerprint(problems)
 
 
 def _encode(

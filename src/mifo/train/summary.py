@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
+from mifo.errors import CheckpointError
 from mifo.train.run import Run
+from mifo.train.storage import replace_file
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -51,19 +54,35 @@ def _interval(score: dict[str, Any] | None) -> list[float] | None:
 
 
 def write_results(run: Run) -> dict[str, Any]:
-    """Export the model, then write ledger.json and summary.json; returns the summary."""
-    if run.config.run.export:
-        export_model(run)
+    """Export the model, then write ledger.json and summary.json; returns the summary.
+
+    Raises:
+        CheckpointError: the system refused.
+    """
     summary = summarise(run)
-    folder = run.parts.folder
-    (folder / "ledger.json").write_text(json.dumps(run.ledger.summary(), indent=2), encoding="utf-8")
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    try:
+        if run.config.run.export:
+            export_model(run)
+        for name, value in (("ledger.json", run.ledger.summary()), ("summary.json", summary)):
+            replace_file(run.parts.storage, run.parts.folder / name, json.dumps(value, indent=2).encode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{run.parts.folder}: the results could not be written ({error.strerror or error}). The run is finished and "
+            "saved: mend that (free space, permissions, the disk), then write them with --resume."
+        ) from error
     return summary
 
 
 def export_model(run: Run) -> None:
-    """A plain Hugging Face folder: weights in fp32, tokenizer with its chat template, nothing of this project in it."""
-    model = run.learner.policy.model
+    """A plain Hugging Face folder: weights in fp32, tokenizer with its chat template, nothing of this project in it.
+
+    It gets its name when it is whole.
+    """
     folder = run.parts.folder / "export"
-    model.save_pretrained(folder)
-    run.parts.chat.tokenizer.save_pretrained(folder)
+    staging = folder.with_name("writing-export")
+    shutil.rmtree(staging, ignore_errors=True)
+    run.learner.policy.model.save_pretrained(staging)
+    run.parts.chat.tokenizer.save_pretrained(staging)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    staging.rename(folder)
