@@ -5,12 +5,13 @@ import os
 import shutil
 
 import pytest
+import torch
 from conftest_e2e import cut_back, journal, replaced, run_small, small_config, without_times
 
 from mifo.errors import CheckpointError
 from mifo.train.checkpoint import list_checkpoints
 
-STRIDE = int(os.environ.get("MIFO_STOP_STRIDE", "5"))  # 1 stops at every place
+STRIDE = int(os.environ.get("MIFO_STOP_STRIDE", "7"))  # 1 stops at every place
 
 
 def digest(run):
@@ -264,3 +265,31 @@ def test_a_finished_run_is_finished(finished, tmp_path):
     assert plain_events(tmp_path / "run") == plain_events(finished[0])
     checkpoints = [p.name for p in list_checkpoints(finished[0] / "checkpoints")]
     assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == checkpoints
+
+
+def test_other_versions_of_the_code_are_said(finished, tmp_path, monkeypatch):
+    cut_back(finished[0], tmp_path / "cut", 2)
+    run_small(small_config(), tmp_path / "cut", resume=True)
+    monkeypatch.setattr("mifo.train.folder.__version__", "99")
+    run_small(small_config(), tmp_path / "cut", resume=True)
+    first, second = [e for e in journal(tmp_path / "cut", "events") if e["event"] == "resumed"]
+    assert first["other_code"] is None
+    assert second["other_code"]["mifo"] != "99"
+
+
+def test_another_reference_model_is_refused(tmp_path):
+    """The KL term would compare with other weights than before."""
+    from mifo.data.chartok import char_tokenizer
+    from mifo.train.model import tiny_model
+
+    path = tmp_path / "model"
+    model = tiny_model()
+    model.save_pretrained(path), char_tokenizer().save_pretrained(path)
+    tables = {"model": {"path": str(path)}, "method": {"rl": {"kl_coefficient": 0.1}}, "train": {"steps": 1}}
+    run_small(small_config(**tables), tmp_path / "run")
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1e-3
+    model.save_pretrained(path)
+    tables["train"]["steps"] = 2
+    with pytest.raises(CheckpointError, match=r"model\.path = .* holds other weights than when"):
+        run_small(small_config(**tables), tmp_path / "run", resume=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from mifo.train.corpus import Corpus, read_corpus
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
 from mifo.train.folder import check_folder, open_checkpoints, open_folder
 from mifo.train.learner import Learner
+from mifo.train.manifest import read_manifest
 from mifo.train.model import generation_eos, load_model, load_tokenizer
 from mifo.train.optim import ScheduledAdamW
 from mifo.train.parallel import current_world
 from mifo.train.policy import Policy
 from mifo.train.run import Evaluate, Listener, Parts, Run
+from mifo.train.state import hash_weights
 from mifo.train.stop import Stop
 from mifo.train.storage import Storage
 
@@ -116,10 +118,22 @@ def build_run(
     open_folder(folder, config, storage)
     if resume:
         run.restore(None if newest is None else load_checkpoint(newest))
-        name = None if newest is None else newest.name
-        resumed = {"event": "resumed", "step": run.steps, "iteration": run.iterations, "checkpoint": name}
-        run.emit("events", resumed | {"refused": refused})
+        run.emit("events", _resumed(run, newest, refused))
     return run
+
+
+def _resumed(run: Run, newest: Path | None, refused: Sequence[str]) -> dict[str, Any]:
+    """The event of going on; `other_code` are the versions that wrote the checkpoint where they are not these."""
+    code = run.parts.checkpoints.code
+    written = code if newest is None else read_manifest(newest).code
+    return {
+        "event": "resumed",
+        "step": run.steps,
+        "iteration": run.iterations,
+        "checkpoint": None if newest is None else newest.name,
+        "refused": list(refused),
+        "other_code": None if written == code else dict(written),
+    }
 
 
 def _load_parts(prepared: Prepared, **others: Any) -> Parts:
@@ -131,8 +145,9 @@ def _load_parts(prepared: Prepared, **others: Any) -> Parts:
     model = load_model(config.model, seed=config.train.seed).to(device)
     check_context(model.config.max_position_embeddings, config, prepared.corpus)
     policy = make_policy(model, config, dtype)
-    reference = None
+    reference = reference_hash = None
     if prepared.method.needs_reference:
+        reference_hash = hash_weights(model)
         reference = make_policy(copy.deepcopy(model).requires_grad_(False), config, dtype)
     learner = Learner(
         policy,
@@ -159,6 +174,7 @@ def _load_parts(prepared: Prepared, **others: Any) -> Parts:
             "sft": ScheduledAdamW(learner.parameters, config.sft_optimizer),
         },
         importance=importance,
+        reference_hash=reference_hash,
         **others,
     )
 

@@ -109,6 +109,11 @@ class RunDisplay:
         elif event == "resumed":
             for reason in record["refused"]:
                 self.console.print(f"refused a checkpoint: {reason}", style="bold red", highlight=False, markup=False)
+            if record["other_code"] is not None:
+                versions = ", ".join(f"{name} {version}" for name, version in record["other_code"].items())
+                self.console.print(
+                    f"written by {versions}: bits may differ from here on", style="yellow", highlight=False
+                )
             place = record["checkpoint"] or "the beginning: there was no checkpoint yet"
             self.console.print(f"resumed from {place}, step {record['step']}", highlight=False, markup=False)
         elif event == "log_lost":

@@ -50,6 +50,7 @@ class Parts:
     grader: Grader
     optimizers: Mapping[str, ScheduledAdamW]
     importance: ImportanceMap | None
+    reference_hash: str | None  # of the weights that a KL term compares with, read from model.path at every start
     evaluate: Evaluate | None
     listener: Listener
     stop: Stop

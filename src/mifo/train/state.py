@@ -10,9 +10,11 @@ was done and after which nothing was, but for what `Turn` holds.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from mifo.errors import CheckpointError
@@ -65,6 +67,7 @@ def plain_state(run: Run) -> dict[str, Any]:
         "ledger": run.ledger.state_dict(),
         "journal": run.journal.state_dict(),
         "data": run.parts.corpus.fingerprint,
+        "reference": run.parts.reference_hash,
     }
 
 
@@ -103,13 +106,18 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
         Bytes of the logs that are no longer there (see `Journal.load_state_dict`).
 
     Raises:
-        CheckpointError: the data are not those the run was started on.
+        CheckpointError: the data, or the reference model, are not those the run was started on.
     """
     state, data = snapshot.state, run.config.data
     if state["data"] != run.parts.corpus.fingerprint:
         raise CheckpointError(
             f"data.train = '{data.train}' or data.evaluation = '{data.evaluation}' holds other problems than when "
             f"{run.parts.folder} was started. Put the files back as they were, or start another run."
+        )
+    if state["reference"] != run.parts.reference_hash:
+        raise CheckpointError(
+            f"model.path = '{run.config.model.path}' holds other weights than when {run.parts.folder} was started, and the KL "
+            "term compares with them. Put the model back as it was, or start another run."
         )
     _copy_parameters(run.learner.policy.model, snapshot.tensors["model"])
     for name, optimizer in run.parts.optimizers.items():
@@ -134,6 +142,15 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
             state["turn"], snapshot.tensors["turn"], lambda name, *rest: make_group(run.parts, problems[name], *rest)
         )
     return run.journal.load_state_dict(state["journal"])
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _copy_parameters(model: nn.Module, stored: Mapping[str, Any]) -> None:
