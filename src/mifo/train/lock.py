@@ -6,6 +6,7 @@ says who holds it and stays where it is; its presence means nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -21,7 +22,7 @@ NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class FolderLock:
-    """Holds a run folder, making it if need be; a folder that it made and that is still empty goes with it.
+    """Holds a run folder, making it and its parents if need be; those that it made and that are still empty go with it.
 
     Args:
         folder: the run folder.
@@ -34,10 +35,10 @@ class FolderLock:
     def __init__(self, folder: Path, *, enabled: bool = True) -> None:
         self.folder, self.enabled = folder, enabled
         self._file: int | None = None
-        self._made = False
+        self._made: list[Path] = []
 
     def __enter__(self) -> FolderLock:
-        self._made = not self.folder.exists()
+        self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.enabled:
@@ -83,7 +84,9 @@ class FolderLock:
         left = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else {"gone"}
         if self._made and left <= {LOCK}:  # the run never began: leave nothing in the way
             (self.folder / LOCK).unlink(missing_ok=True)
-            self.folder.rmdir()
+            with contextlib.suppress(OSError):  # somebody else has put something beside it meanwhile
+                for path in self._made:
+                    path.rmdir()
         if self._file is not None:
             os.close(self._file)
             self._file = None

@@ -65,10 +65,11 @@ def test_no_verify_without_resume(capsys):
 
 
 @pytest.mark.parametrize(
-    ("minutes", "words"), [("0.01", "0:01 in all by train.minutes = 0.01"), ("600", "for 48 steps")]
+    ("minutes", "words"), [("0.01", "0:01 in all by train.minutes = 0.01"), ("60000", "for 48 steps")]
 )
 def test_the_estimate_knows_of_minutes(minutes, words, capsys, monkeypatch):
-    monkeypatch.setattr("mifo.train.estimate._measured_flops", lambda *_: 1e9)
+    monkeypatch.setattr("mifo.train.estimate._measured_flops", lambda *_: 1e6)
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["train", "tiny", "--train.minutes", minutes, "--dry-run"]) == 0
     assert words in " ".join(capsys.readouterr().out.split())
 
