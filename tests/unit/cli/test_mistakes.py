@@ -114,13 +114,10 @@ def test_resume_with_another_setting(capsys, tmp_path):
 
 
 def test_resume_without_a_checkpoint(capsys, tmp_path):
-    assert "holds no checkpoint to resume from" in mistake(
-        capsys, "train", "tiny", "--run.folder", tmp_path, "--resume"
-    )
-    old_run(tmp_path, checkpoint=False)
-    assert "holds no checkpoint to resume from" in mistake(
-        capsys, "train", "tiny", "--run.folder", tmp_path, "--resume"
-    )
+    assert "holds no run to resume" in mistake(capsys, "train", "tiny", "--run.folder", tmp_path, "--resume")
+    run = old_run(tmp_path, checkpoint=False)
+    assert main(["train", "tiny", "--run.folder", str(tmp_path), "--resume", "--dry-run"]) == 0
+    assert f"{run} has no checkpoint yet: resuming begins again from the start" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
