@@ -27,9 +27,10 @@ def old_run(folder, name="tiny", checkpoint=True, **flags):
     words = [word for key, value in flags.items() for word in (f"--{key.replace('__', '.')}", str(value))]
     _, config = load_config("tiny", ["--run.folder", str(folder), *words])
     run = folder / name
-    (run / "checkpoints" / "step-000004").mkdir(parents=True)
+    (run / "checkpoints").mkdir(parents=True)
     (run / "config.json").write_text(json.dumps(encode(config)))
     if checkpoint:
+        (run / "checkpoints" / "step-000004").mkdir()
         (run / "checkpoints" / "step-000004" / "MANIFEST.json").write_text("{}")
     return run
 
