@@ -70,8 +70,8 @@ class Victims:
         self.server.wait(30)
         self.server.stdout.close()
 
-    def run(self, arguments, *, log, strike: Strike | None = None, slow=None, limit: float = 120.0) -> Life:
-        """`mifo ARGUMENTS` to its end, or to that of the strike."""
+    def run(self, arguments, *, log, strike: Strike | None = None, slow=None, now=None, limit: float = 120.0) -> Life:
+        """`mifo ARGUMENTS` to its end, or to that of the strike, which comes early when the event `now` is set."""
         job = {"arguments": [str(a) for a in arguments], "log": str(log), "slow": slow or {}}
         self.server.stdin.write(json.dumps(job).encode() + b"\n")
         self.server.stdin.flush()
@@ -79,18 +79,18 @@ class Victims:
         entries: dict[str, int] = defaultdict(int)
         deadline = time.monotonic() + limit
         while True:
-            now = time.monotonic()
-            if due is not None and now >= due:
+            clock = time.monotonic()
+            if due is not None and (clock >= due or (now is not None and now.is_set())):
                 os.kill(pid, strike.number)
                 if life.struck is None:
-                    life.struck, life.struck_at = "+".join(inside) or "between", now
-                    due = None if strike.again is None else now + strike.again
+                    life.struck, life.struck_at = "+".join(inside) or "between", clock
+                    due = None if strike.again is None else clock + strike.again
                 else:
                     due = None
-            if now > deadline:
+            if clock > deadline:
                 os.kill(pid, signal.SIGKILL)
                 raise TimeoutError(f"{arguments} took more than {limit} s, in {inside}")
-            line = self._line(min(deadline, due or deadline) - now)
+            line = self._line(min(deadline - clock, (due or deadline) - clock, 60.0 if now is None else 0.1))
             if line is None:
                 continue
             word, _, rest = line.partition(" ")

@@ -72,11 +72,11 @@ def test_a_second_signal_ends_at_once(victims, recipe, whole, tmp_path):
 def test_the_second_run_on_a_folder_is_refused_until_the_first_is_gone(victims, recipe, whole, tmp_path, capsys):
     """Also when the first is killed: the lock goes with its holder."""
     lives = []
-    strike = Strike("sft update", 1, 5.0)
+    strike, done = Strike("sft update", 1, 60.0), threading.Event()
 
     def first():
-        slow = {"sft update": 30.0}
-        lives.append(victims.run(command(recipe, tmp_path), log=tmp_path / "log", strike=strike, slow=slow))
+        slow = {"sft update": 90.0}
+        lives.append(victims.run(command(recipe, tmp_path), log=tmp_path / "log", strike=strike, slow=slow, now=done))
 
     thread = threading.Thread(target=first)
     thread.start()
@@ -85,6 +85,7 @@ def test_the_second_run_on_a_folder_is_refused_until_the_first_is_gone(victims, 
         time.sleep(0.02)
     status = main([str(word) for word in command(recipe, tmp_path, "--resume")])
     text = capsys.readouterr().err
+    done.set()
     thread.join()
     assert lives[0].status == -9
     assert status == 2
