@@ -178,6 +178,7 @@ def eval_command(known: argparse.Namespace) -> int:
         tokenizer = load_tokenizer(config.model)
         chat = make_chat(config, tokenizer)
         problems, note = read_evaluation(config.data, verifier(grader))
+        grader.require({problem.grader for problem in problems})
         console.print(note, highlight=False, markup=False)
         if config.data.system_prompt is not None:
             console.print(f"system prompt: {config.data.system_prompt}", highlight=False, markup=False)
@@ -247,8 +248,9 @@ def _eval_config(known: argparse.Namespace) -> Config:
         temperature=known.temperature,
         max_response_tokens=config.evaluation_tokens if known.max_tokens is None else known.max_tokens,
     )
+    reward = replace(config.reward, unsafe_code_execution=known.unsafe_code_execution)  # said anew each time
     model = config.model if known.device is None else replace(config.model, device=known.device)
-    config = replace(config, model=model, data=data, evaluation=evaluation)
+    config = replace(config, model=model, data=data, reward=reward, evaluation=evaluation)
     check_config(config)
     return config
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TokenIds = tuple[int, ...]
 StopReason = Literal["stop", "length"]  # a stop id was sampled | the response reached its maximum length
-GraderName = Literal["math", "exact", "choice"]
+GraderName = Literal["math", "exact", "choice", "code"]
 NormalizerName = Literal["token", "sequence", "constant"]  # TOK, SEQ, CONST of METHODS 0
 
 

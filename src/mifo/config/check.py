@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mifo.config.decode import check_bounds
 from mifo.config.schema import (
     Config,
@@ -27,11 +29,7 @@ def check_config(config: Config) -> None:
     _check_evaluation(config)
     for name, optimizer in (("rl_optimizer", config.rl_optimizer), ("sft_optimizer", config.sft_optimizer)):
         _check_optimizer(name, optimizer)
-    if config.reward.correct <= config.reward.incorrect:
-        raise ConfigError(
-            f"reward.correct = {config.reward.correct:g} must be above reward.incorrect = {config.reward.incorrect:g}: "
-            "otherwise there is nothing to learn. The usual values are 1 and 0."
-        )
+    _check_reward(config)
     method = config.method
     if isinstance(method, MifoMethod | GrpoMethod):
         _check_policy_gradient(method.rl, config)
@@ -39,6 +37,25 @@ def check_config(config: Config) -> None:
         _check_imitation(method.sft)
     if isinstance(method, MifoMethod):
         _check_mifo(method, config)
+
+
+def _check_reward(config: Config) -> None:
+    reward = config.reward
+    for name, value in (("correct", reward.correct), ("incorrect", reward.incorrect)):
+        if not math.isfinite(value):
+            raise ConfigError(
+                f"reward.{name} = {value}: a reward must be a finite number. The usual values are 1 and 0."
+            )
+    if reward.correct <= reward.incorrect:
+        raise ConfigError(
+            f"reward.correct = {reward.correct:g} must be above reward.incorrect = {reward.incorrect:g}: "
+            "otherwise there is nothing to learn. The usual values are 1 and 0."
+        )
+    if reward.max_failure_share * reward.failure_window < 1:
+        raise ConfigError(
+            f"reward.max_failure_share = {reward.max_failure_share:g} of reward.failure_window = {reward.failure_window} answers "
+            "is less than one answer: a single undecided one would stop the run. Raise one of them."
+        )
 
 
 def _check_model(config: Config) -> None:

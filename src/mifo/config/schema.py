@@ -94,7 +94,13 @@ class RewardConfig:
     seconds_per_answer: Positive = 5.0
     """Deadline of one answer; past it the worker is killed and the verdict is timeout."""
     worker_memory_mib: Count = 2048
-    """Address space of a worker."""
+    """Address space of a worker, and of a program that answers a coding problem."""
+    max_failure_share: PositiveShare = 0.25
+    """Stop the run when errors and time-outs exceed this share of the last `failure_window` answers; 1 never stops."""
+    failure_window: Count = 512
+    """Answers over which failures are counted; fewer answers than that count as if the others had been decided."""
+    unsafe_code_execution: bool = False
+    """Run answers to coding problems without a sandbox where bubblewrap is missing. They can read and delete your files."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,10 @@ from mifo.train.run import Evaluate, Listener, Parts, Run
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE_ON_RESUME = ("train.steps", "train.minutes", "run.", "train.threads", "reward.workers")
+MAY_CHANGE_ON_RESUME = (
+    "train.steps", "train.minutes", "run.", "train.threads", "reward.workers", "reward.seconds_per_answer",
+    "reward.worker_memory_mib", "reward.max_failure_share", "reward.failure_window", "reward.unsafe_code_execution",
+)  # fmt: skip
 EvaluatorFactory = Callable[[Config, Chat, Grader], Evaluate]
 
 
@@ -52,7 +55,10 @@ def make_grader(config: Config) -> Grader:
     """The grader of the [reward] table."""
     reward = config.reward
     return Grader(
-        workers=reward.workers, seconds_per_answer=reward.seconds_per_answer, memory_mib=reward.worker_memory_mib
+        workers=reward.workers,
+        seconds_per_answer=reward.seconds_per_answer,
+        memory_mib=reward.worker_memory_mib,
+        unsafe_code=reward.unsafe_code_execution,
     )
 
 
@@ -73,6 +79,7 @@ def prepare(config: Config, grader: Grader) -> Prepared:
     chat = make_chat(config, tokenizer)
     method = make_method(config)
     corpus = read_corpus(config, chat, verifier(grader), needs_demonstrations=method.needs_demonstrations)
+    grader.require({problem.grader for problem in (*corpus.train, *corpus.evaluation)})
     _check_demonstrations(method, corpus, config)
     return Prepared(config=config, tokenizer=tokenizer, chat=chat, method=method, corpus=corpus)
 

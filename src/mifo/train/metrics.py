@@ -39,6 +39,8 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "accuracy": sum(v is Verdict.CORRECT for v in verdicts) / len(verdicts),
         "reward": sum(r for group in groups for r in group.rewards) / len(rollouts),
         "verdicts": {v.value: verdicts.count(v) for v in Verdict},
+        "grading_errors": verdicts.count(Verdict.ERROR) / len(verdicts),
+        "grading_timeouts": verdicts.count(Verdict.TIMEOUT) / len(verdicts),
         "all_equal_groups": sum(len(set(group.rewards)) == 1 for group in groups) / len(groups),
         "response_length": sum(len(r.token_ids) for r in rollouts) / len(rollouts),
         "truncated": sum(r.stop == "length" for r in rollouts) / len(rollouts),

@@ -18,7 +18,7 @@ from mifo.data.chat import Chat
 from mifo.data.stream import ProblemStream
 from mifo.errors import CheckpointError, NumericsError
 from mifo.methods import Method
-from mifo.rewards import Answer, Grader
+from mifo.rewards import Answer, FailureWatch, Grader, check_rewards
 from mifo.rollout.engine import Engine
 from mifo.train.checkpoint import Snapshot, save_checkpoint
 from mifo.train.corpus import Corpus
@@ -63,6 +63,8 @@ class Run:
         self.config, self.method, self.learner, self.engine = parts.config, parts.method, parts.learner, parts.engine
         self.stream = ProblemStream(parts.corpus.train, parts.config.train.seed)
         self.journal = Journal(parts.folder)
+        reward = parts.config.reward
+        self.failures = FailureWatch(max_share=reward.max_failure_share, window=reward.failure_window)
         self.ledger = Ledger(parameters=sum(p.numel() for p in parts.learner.parameters))
         self.steps = 0  # steps that drew problems: what train.steps counts
         self.iterations = 0  # turns of the loop, SFT updates of an interval included
@@ -261,18 +263,22 @@ class Run:
             for problem, row in zip(problems, rollouts, strict=True)
             for rollout in row
         ]
-        verdicts = iter(self.parts.grader.grade(answers))
+        graded = self.parts.grader.grade(answers)
+        self.failures.see(answers, graded)
+        verdicts = iter(graded)
         return [tuple(next(verdicts) for _ in row) for row in rollouts]
 
     def _group(self, problem: Problem, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> Group:
         reward = self.config.reward
+        rewards = tuple(reward.correct if v is Verdict.CORRECT else reward.incorrect for v in verdicts)
+        check_rewards(rewards, problem.id)
         encoded = self.parts.corpus.encoded[problem.id]
         return Group(
             problem=problem,
             prompt_ids=encoded.prompt_ids,
             rollouts=tuple(rollouts),
             verdicts=tuple(verdicts),
-            rewards=tuple(reward.correct if v is Verdict.CORRECT else reward.incorrect for v in verdicts),
+            rewards=rewards,
             demonstration_ids=encoded.demonstration_ids,
         )
 
