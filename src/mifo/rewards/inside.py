@@ -407,7 +407,7 @@ def as_json(value):
 def same_output(printed, expected):
     """The same words, white space aside; numbers may be spelled in two ways (0.50 is 0.5)."""
     left, right = printed.split(), expected.split()
-    return len(left) == len(right) and all(a == b or same_number(a, b) for a, b in zip(left, right))
+    return len(left) == len(right) and all(a == b or same_number(a, b) for a, b in zip(left, right, strict=True))
 
 
 def same_number(left, right):

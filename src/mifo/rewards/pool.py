@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 _START_SECONDS = 120.0
 _START_ATTEMPTS = 3
-_KILL_SECONDS = 1.0  # what the kernel may take to end a killed process before the parent goes on without its status
+# What the kernel may take to free the memory of a killed process before the parent goes on (Popen reaps it later).
+_PATIENCE_SECONDS, _LAST_PATIENCE_SECONDS = 0.2, 5.0
 # -c rather than -m: the current directory is not searched, and the parent's search path is what the worker gets.
 _BOOT = (
     "import sys; memory, seconds, parent, *sys.path = sys.argv[1:]; from mifo.rewards.worker import main; "
@@ -124,13 +125,13 @@ class _Worker:
         self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - 2000))
         return self.log.read().decode("utf-8", "replace").strip() or "no message"
 
-    def end(self) -> None:
-        """Kills the process and all of its group, also when it is stopped, and waits for it."""
+    def end(self, patience: float) -> None:
+        """Kills the process and all of its group, also when it is stopped, and waits for it so many seconds."""
         if self.process.returncode is None:  # not yet waited for, so the number of the group is still its own
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # in an uninterruptible call: Popen reaps it later
-                self.process.wait(_KILL_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(patience)
         self.drop()
 
     def drop(self) -> None:
@@ -181,7 +182,7 @@ class WorkerPool:
         """Ends every worker. The pool may be used again; it then starts new ones."""
         self._forget_inherited()
         while self._workers:
-            self._remove(self._workers[0])
+            self._workers.pop().end(_LAST_PATIENCE_SECONDS)
 
     def _assign(self, waiting: deque[int], tasks: Sequence[Comparison]) -> None:
         for worker in [w for w in self._workers if w.idle]:
@@ -269,7 +270,7 @@ class WorkerPool:
 
     def _remove(self, worker: _Worker) -> None:
         self._workers.remove(worker)
-        worker.end()
+        worker.end(_PATIENCE_SECONDS)
 
     def _forget_inherited(self) -> None:
         """In a forked child the workers are the parent's: neither spoken to nor killed."""
