@@ -87,7 +87,7 @@ def parse_tests(gold: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _unreadable(gold, f"it begins like JSON and is none ({error})") from error
     if isinstance(tests, list):
-        if all(isinstance(test, str) for test in tests):
+        if tests and all(isinstance(test, str) for test in tests):
             return _code_tests({"test_list": tests})
         return _case_tests(_cases_of_list(gold, tests), None)
     if "inputs" in tests:
