@@ -17,6 +17,7 @@ import collections
 import dataclasses
 import logging
 import re
+import typing
 from itertools import cycle
 from typing import TypeAlias
 
@@ -29,8 +30,8 @@ from sympy import Basic, Expr, Float, Integer, MatrixBase, Number, Rational, Tup
 from sympy import FiniteSet as SympyFiniteSet
 from sympy.polys import monomials
 
-GENERATORS = frozenset({collections.__file__, dataclasses.__file__, monomials.__file__})
-"""Files that compile code which they wrote themselves, from checked identifiers or numbers of variables."""
+GENERATORS = frozenset({collections.__file__, dataclasses.__file__, typing.__file__, monomials.__file__})
+"""Files that compile code which they wrote themselves, from identifiers, annotations or numbers of variables."""
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
