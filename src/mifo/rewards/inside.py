@@ -151,11 +151,13 @@ def take_pipes():
 
 
 def say(replies, message):
+    """One line of JSON to the checker."""
     replies.write(json.dumps(message).encode("ascii") + b"\n")
     replies.flush()
 
 
 def failure(error):
+    """What a program raised: the names of its class and of those above it, and its text."""
     return {"raise": [kind.__name__ for kind in type(error).__mro__], "text": str(error)[:500]}
 
 
@@ -301,6 +303,7 @@ def remote(program, expression):
 
 
 def sendable(value):
+    """An argument as JSON. Raises TestsUnusable for one that is not plain."""
     encoded = encode(value)
     if '{"t": "opaque"}' in json.dumps(encoded):  # in a text the quotes would be escaped
         raise TestsUnusable(f"the tests call the program with a value of type {type(value).__name__}")
@@ -397,6 +400,7 @@ def same_result(result, expected):
 
 
 def as_json(value):
+    """A value as it would come back from JSON."""
     if isinstance(value, (list, tuple)):
         return [as_json(item) for item in value]
     if isinstance(value, dict):
@@ -411,6 +415,7 @@ def same_output(printed, expected):
 
 
 def same_number(left, right):
+    """Whether two words spell one decimal number."""
     if max(len(left), len(right)) > 100:
         return False
     try:

@@ -68,6 +68,6 @@ def test_a_row_without_tests_or_prompt_is_counted(missing):
 def test_a_file_of_them_is_read(tmp_path):
     path = tmp_path / "humaneval.jsonl"
     path.write_text(json.dumps(HUMANEVAL) + "\n")
-    report = load_problems(str(path), verify=lambda grader, response, answer: Verdict.CORRECT)
+    report = load_problems(str(path), verify=lambda rows: [Verdict.CORRECT] * len(rows))
     assert report.schema == "coding"
     assert report.problems[0].demonstration

@@ -36,11 +36,15 @@ def test_old_failures_are_forgotten_and_the_share_itself_is_allowed():
 def test_wrong_answers_are_no_failures():
     watch = FailureWatch(max_share=0.01, window=100)
     see(watch, [WRONG] * 1000)
+    with pytest.raises(RewardError):
+        see(watch, [ERROR] * 2)
 
 
 def test_a_share_of_one_never_stops():
     watch = FailureWatch(max_share=1.0, window=4)
     see(watch, [ERROR] * 100)
+    with pytest.raises(RewardError):
+        see(FailureWatch(max_share=0.99, window=4), [ERROR] * 100)
 
 
 def test_the_message_names_fields_values_counts_and_examples():
