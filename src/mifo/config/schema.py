@@ -124,6 +124,20 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens to updates whose numbers are not finite, or are far from the usual."""
+
+    skips_in_a_row: Count = 3
+    """Abort when so many updates of a phase in a row were skipped."""
+    on_spike: Literal["warn", "skip", "rollback"] = "warn"
+    """Take a step whose loss or gradient norm spikes, skip it, or skip it and undo the step before (needs a copy in memory)."""
+    spike_factor: Annotated[float, Bounds(1.0, open_low=True)] = 10.0
+    """A spike: a gradient norm of so many medians, or a loss so many spreads above its median."""
+    spike_window: Annotated[int, Bounds(8)] = 32
+    """Updates of the same phase that median and spread are taken over."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """One AdamW."""
 
@@ -171,6 +185,8 @@ class PolicyGradientConfig:
     """Upper clip range ε_h; none: no clipping."""
     dual_clip: Positive | None = None
     """Bound c of the dual clip for negative advantages; none: off."""
+    importance_cap: Positive | None = None
+    """Weigh each token by min(π_trainer/π_sampler, cap), for a sampler that is not quite the trainer; 2 is usual, none: off."""
     kl_coefficient: NonNegative = 0.0
     """Weight of the k3 estimate of KL to the starting model; 0 needs no reference model."""
     entropy_coefficient: float = 0.001
@@ -320,6 +336,7 @@ class Config:
     method: MethodConfig = field(default_factory=MifoMethod)
     rl_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
