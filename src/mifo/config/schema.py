@@ -119,8 +119,8 @@ class RolloutConfig:
     """Most sequences decoded at once; none: all of a step."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the sampler. auto: as the trainer computes."""
-    gap_alarm: Positive = 1.0
-    """Warn when the mean |log-prob| gap between sampler and trainer exceeds this many nats."""
+    gap_alarm: Positive | None = None
+    """Alarm when the mean |log-prob| gap of sampler and trainer exceeds this many nats; none: 2.2 times what rounding explains."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from mifo.rollout.engine import Engine, make_engine
 from mifo.train.checkpoint import list_checkpoints, load_checkpoint, read_json
 from mifo.train.corpus import Corpus, read_corpus
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
+from mifo.train.gap import SamplerWatch
 from mifo.train.learner import Learner
 from mifo.train.model import generation_eos, load_model, load_tokenizer
 from mifo.train.optim import ScheduledAdamW
@@ -112,7 +113,11 @@ def build_run(
     if prepared.method.needs_reference:
         reference = make_policy(copy.deepcopy(model).requires_grad_(False), config, dtype)
     learner = Learner(
-        policy, micro_batch_tokens=config.train.micro_batch_tokens, world=current_world(), reference=reference
+        policy,
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        world=current_world(),
+        reference=reference,
+        sampler_watch=make_sampler_watch(config, device, dtype),
     )
     freeze = prepared.method.freeze
     importance = None
@@ -158,10 +163,27 @@ def make_policy(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> P
 def build_engine(model: PreTrainedModel, config: Config, device: torch.device, dtype: torch.dtype) -> Engine:
     """The rollout engine of the [rollout] table, holding the model's weights as version 0."""
     rollout = config.rollout
-    sampler_dtype = dtype if rollout.compute == "auto" else pick_dtype(rollout.compute, device)
     return make_engine(
-        model, kind=rollout.engine, dtype=sampler_dtype, device=device, max_batch_rows=rollout.batch_rows
+        model,
+        kind=rollout.engine,
+        dtype=_sampler_dtype(config, device, dtype),
+        device=device,
+        max_batch_rows=rollout.batch_rows,
     )
+
+
+def make_sampler_watch(config: Config, device: torch.device, dtype: torch.dtype) -> SamplerWatch | None:
+    """What judges the gap between sampler and trainer. None where sampling is not plain (temperature, top-p): the sampler's
+    log-probs are then those of another distribution."""
+    rollout = config.rollout
+    if rollout.temperature != 1.0 or rollout.top_p != 1.0:
+        return None
+    low = [d for d in (dtype, _sampler_dtype(config, device, dtype)) if d != torch.float32]
+    return SamplerWatch(rollout.gap_alarm, low[0] if low else torch.float32)
+
+
+def _sampler_dtype(config: Config, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    return dtype if config.rollout.compute == "auto" else pick_dtype(config.rollout.compute, device)
 
 
 def _check_demonstrations(method: Method, corpus: Corpus, config: Config) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mifo.core.importance import FreezeReport
+from mifo.train.tally import UpdateReport
 from mifo.types import Group, Score, Verdict
 
 
@@ -26,6 +27,13 @@ def score_record(score: Score) -> dict[str, Any]:
     plain["accuracy_low"], plain["accuracy_high"] = score.accuracy.low, score.accuracy.high
     plain["problems"] = score.accuracy.count
     plain["by_source"] = {name: part.value for name, part in score.by_source.items()}
+    return plain
+
+
+def update_record(report: UpdateReport) -> dict[str, Any]:
+    """One update as plain data; of a fault only its kind, the event in events.jsonl holds the rest."""
+    plain = asdict(report)
+    plain["fault"] = None if report.fault is None else report.fault.kind
     return plain
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,21 @@ from mifo.rollout.engine import Engine
 from mifo.train.checkpoint import Snapshot, save_checkpoint
 from mifo.train.corpus import Corpus
 from mifo.train.journal import Journal
-from mifo.train.learner import Learner, UpdateReport
+from mifo.train.faults import Fault, Sample, bad_rewards, bad_tensors, check_weights, refuse
+from mifo.train.guard import Guard
+from mifo.train.learner import Learner
 from mifo.train.ledger import Ledger
-from mifo.train.metrics import freeze_record, group_metrics, score_record
+from mifo.train.metrics import freeze_record, group_metrics, score_record, update_record
 from mifo.train.optim import ScheduledAdamW
+from mifo.train.tally import UpdateReport
 from mifo.types import Group, Phase, Problem, Rollout, Sampling, Score, Update, Verdict
 
 Evaluate = Callable[[Engine, Sequence[Problem]], Score]
 Listener = Callable[[str, Mapping[str, Any]], None]
+GAP_ADVICE = (
+    "the rollouts do not come from the weights that are trained: look for a stale or damaged copy, set rollout.compute = "
+    "'float32' if it is rounding, or correct for it with method.rl.importance_cap = 2"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +81,8 @@ class Run:
         self.scores: dict[str, Any] = {}
         self.frozen: dict[str, Any] | None = None
         self.freeze: ElementFreeze | None = None  # of the SFT phase under way
+        self.guard = Guard(parts.config.guard)
+        self.tainted: Fault | None = None  # what was collected in this turn cannot be learned from
         self.elapsed_before = 0.0
         self.verdicts_before: Mapping[str, int] = {}
         self.interrupted = False  # somebody asked to stop: the loop saves after the turn under way
@@ -133,29 +142,50 @@ class Run:
         prompts = [self.parts.corpus.encoded[p.id].prompt_ids for p in problems]
         with self.ledger.timed("rollout"):
             self.sync_engine()
-            rollouts = self.engine.generate(
-                prompts, phase.rollouts, self._sampling(), derive_seed(self.config.train.seed, "rollout", self.steps)
-            )
+            seed = derive_seed(self.config.train.seed, "rollout", self.steps)
+            try:
+                rollouts = self.engine.generate(prompts, phase.rollouts, self._sampling(), seed)
+            except NumericsError as error:
+                self.tainted = self._tainted_rollouts(error, problems)
+                return ()
         self.ledger.prefilled_tokens += sum(map(len, prompts))
         self.ledger.generated_tokens += sum(len(r.token_ids) for row in rollouts for r in row)
         for row in rollouts:
             assert all(r.weight_version == self.version for r in row), "rollouts of another version of the weights"
         with self.ledger.timed("reward"):
             verdicts = self._grade(problems, rollouts)
-        return tuple(self._group(p, row, v) for p, row, v in zip(problems, rollouts, verdicts, strict=True))
+        groups = tuple(self._group(p, row, v) for p, row, v in zip(problems, rollouts, verdicts, strict=True))
+        if bad := bad_rewards(groups):
+            self.tainted = Fault(kind="not finite", reason=f"{len(bad)} rewards are not finite", samples=bad)
+        return groups
 
     def learn(self, phase: Phase, updates: Sequence[Update]) -> list[UpdateReport]:
-        """The optimizer steps of this turn. π_old is computed beforehand only for updates after the first."""
+        """The optimizer steps of this turn. π_old is computed beforehand only for updates after the first.
+
+        Raises:
+            NumericsError: too many updates in a row were skipped, or weights are not finite.
+        """
+        self.guard.begin(phase.name)
+        if self.tainted is not None:
+            fault, self.tainted = self.tainted, None
+            self._heed(phase, fault)
+            self._count(phase, (), ())
+            return []
         importance = self.parts.importance
         if phase.freeze is not None and importance is not None and self.freeze is None:
             self.freeze = ElementFreeze(
                 importance.marks, importance.parameters, mode=phase.freeze.mode, snapshot=importance.start
             )
         optimizer = self.parts.optimizers[phase.optimizer]
+        budget, reports = self.learner.micro_batch_tokens, []
         with self.ledger.timed(phase.name):
             updates = [updates[0], *(self._with_old_policy(u) for u in updates[1:])] if updates else []
-            reports = [self.learner.apply(update, optimizer, freeze=self.freeze) for update in updates]
-        self.version += len(reports)
+            for update in updates:
+                reports.append(self.learner.apply(update, optimizer, freeze=self.freeze, guard=self.guard))
+                self.version += reports[-1].moved
+                self._heed(phase, reports[-1].fault)
+        if self.learner.micro_batch_tokens != budget:
+            self.emit("events", self._memory_record(budget))
         self._count(phase, updates, reports)
         return reports
 
@@ -173,7 +203,7 @@ class Run:
             "tokens_per_second": self._tokens_per_second(groups),
             **self.method.progress(),
             **group_metrics(groups),
-            "updates": [asdict(report) for report in reports],
+            "updates": [update_record(report) for report in reports],
         }
         self.emit("metrics", record)
         self._write_samples(groups)
@@ -290,12 +320,13 @@ class Run:
 
     def _count(self, phase: Phase, updates: Sequence[Update], reports: Sequence[UpdateReport]) -> None:
         ledger = self.ledger
-        ledger.updates += len(reports)
+        ledger.updates += sum(r.taken for r in reports)
         tokens, fed = sum(r.tokens for r in reports), sum(r.fed_tokens for r in reports)
         if phase.name == "sft":
             ledger.sft_steps += 1
             ledger.sft_tokens, ledger.sft_fed_tokens = ledger.sft_tokens + tokens, ledger.sft_fed_tokens + fed
-            ids = [s.problem_id for update in updates for s in update.sequences]
+            taken = [update for update, report in zip(updates, reports, strict=True) if report.taken]
+            ids = [s.problem_id for update in taken for s in update.sequences]
             ledger.used_demonstrations(ids)
             if self.meters and "after" not in self.meters[-1]:
                 self.meters[-1]["demonstrations"] += len(ids)
@@ -331,11 +362,27 @@ class Run:
             )
 
     def _watch_sampler(self, reports: Sequence[UpdateReport]) -> None:
-        gaps = [report.sampler_gap for report in reports if report.sampler_gap is not None]
-        plain = self.config.rollout.temperature == 1.0 and self.config.rollout.top_p == 1.0
-        if plain and gaps and gaps[0] > self.config.rollout.gap_alarm:
-            self.emit("events", {"event": "alarm", "step": self.steps, "alarm": "sampler_gap", "value": gaps[0]})
-            raise_if_nan(gaps[0])
+        judged = [(r.sampler_gap, r.sampler_gap_limit) for r in reports if r.sampler_gap_limit is not None]
+        for gap, limit in judged[:1]:
+            if gap is not None and gap > limit:
+                record = {"event": "alarm", "step": self.steps, "alarm": "sampler_gap", "value": gap, "limit": limit}
+                self.emit("events", record | {"advice": GAP_ADVICE})
+
+    def _tainted_rollouts(self, error: NumericsError, problems: Sequence[Problem]) -> Fault:
+        """Rollouts with numbers that are not finite: nothing of this step can be learned from."""
+        check_weights(self.learner.policy.model)
+        named = [Sample(problem_id=problems[p].id, rollout=r, what="rollout log-prob") for p, r in error.rollouts]
+        return Fault(kind="not finite", reason=str(error), samples=tuple(named))
+
+    def _heed(self, phase: Phase, fault: Fault | None) -> None:
+        """Write down what is wrong with an update, and stop where too many were."""
+        if fault is not None:
+            self.emit("events", {"event": "fault", "step": self.steps, "phase": phase.name, **fault.record()})
+        self.guard.count(fault)
+
+    def _memory_record(self, before: int) -> dict[str, Any]:
+        now = self.learner.micro_batch_tokens
+        return {"event": "memory", "step": self.steps, "micro_batch_tokens": now, "before": before}
 
     def emit(self, stream: str, record: Mapping[str, Any]) -> None:
         """Write a record to the run folder and show it."""
@@ -345,7 +392,12 @@ class Run:
     # --- state -------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint of everything."""
+        """Write a checkpoint of everything.
+
+        Raises:
+            NumericsError: weights or moments are not finite; the checkpoints there are stay as they are.
+        """
+        self._check_state("a checkpoint would hold weights or moments")
         with self.ledger.timed("checkpoint"):
             run = self.config.run
             save_checkpoint(
@@ -364,6 +416,8 @@ class Run:
         if self.parts.importance is not None:
             state = self.parts.importance.state_dict()
             tensors["importance"] = {f"{key}.{i}": t for key, rows in state.items() for i, t in enumerate(rows)}
+        if self.guard.good.held:
+            tensors["rollback"] = self.guard.good.state_tensors()
         own = ("steps", "iterations", "version", "phase", "meters", "scores", "frozen")
         return Snapshot(
             tensors,
@@ -377,6 +431,9 @@ class Run:
                 "journal": self.journal.state_dict(),
                 "optimizers": {name: o.state_dict() for name, o in self.parts.optimizers.items()},
                 "data": self.parts.corpus.fingerprint,
+                "guard": self.guard.state_dict(),
+                "micro_batch_tokens": self.learner.micro_batch_tokens,
+                "sampler_watch": watch.state_dict() if (watch := self.learner.sampler_watch) is not None else None,
             },
         )
 
@@ -405,6 +462,21 @@ class Run:
         self.method.load_state_dict(state["method"])
         self.ledger.load_state_dict(state["ledger"])
         self.journal.load_state_dict(state["journal"])
+        self.guard.load_state_dict(state["guard"], snapshot.tensors.get("rollback", {}))
+        self.learner.micro_batch_tokens = state["micro_batch_tokens"]
+        if self.learner.sampler_watch is not None:
+            self.learner.sampler_watch.load_state_dict(state["sampler_watch"])
+        self._check_state("the checkpoint holds weights or moments")
+
+    def _check_state(self, what: str) -> None:
+        """Refuse weights and moments that are not finite, when they are written or read."""
+        names = {parameter: name for name, parameter in self.learner.policy.model.named_parameters()}
+        named = [(names[p], p) for p in self.learner.parameters]
+        for key, optimizer in self.parts.optimizers.items():
+            for name, tensor in optimizer.state_tensors().items():
+                index, part = name.split(".", 1)
+                named.append((f"{key}_optimizer {part} of {names[self.learner.parameters[int(index)]]}", tensor))
+        refuse(bad_tensors(named), what)
 
 
 def _copy_parameters(model: nn.Module, stored: Mapping[str, Any]) -> None:
@@ -418,11 +490,3 @@ def derive_seed(seed: int, purpose: str, step: int) -> int:
     """A seed for one purpose at one step; the same on every platform, so a resumed run needs no generator state."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
-
-
-def raise_if_nan(gap: float) -> None:
-    """A sampler gap that is not a number means that one of the two log-probs is not."""
-    if gap != gap:
-        raise NumericsError(
-            "log-probs of sampler and trainer are not comparable: one of them is NaN. Weights diverged."
-        )
