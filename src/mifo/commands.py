@@ -204,11 +204,16 @@ def eval_command(known: argparse.Namespace) -> int:
 
 
 def _check_eval_fits(context: int, chat: Chat, problems: Sequence[Problem], config: Config) -> None:
-    longest = max(len(chat.prompt_ids(problem)) for problem in problems)
+    longest, name = max((len(chat.prompt_ids(problem)), problem.id) for problem in problems)
+    if longest >= context:
+        raise ModelError(
+            f"the prompt of problem '{name}' has {longest} tokens, and '{config.model.path}' only {context} positions: no answer "
+            "fits behind it. Leave such problems out of the data, or measure a model with a longer context."
+        )
     if longest + config.evaluation_tokens > context:
         raise ModelError(
             f"the longest prompt ({longest} tokens) and --max-tokens = {config.evaluation_tokens} do not fit the {context} "
-            f"positions of '{config.model.path}'. Lower --max-tokens to {max(1, context - longest)} or less."
+            f"positions of '{config.model.path}'. Lower --max-tokens to {context - longest} or less."
         )
 
 

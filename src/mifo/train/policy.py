@@ -64,7 +64,7 @@ class Policy:
         self.layout: Layout = self._pick_layout(layout)
         if activation_checkpointing:
             model.train()
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _checkpoint_activations(model)
         else:
             model.eval()
 
@@ -169,6 +169,15 @@ class Policy:
             log.warning("packed forward pass failed: %s", error)
             return float("inf")
         return float((packed - plain).abs().max())
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    """Under either name: transformers renamed the switch and warns of the old name, which 5.17 alone has."""
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
 
 
 def _probe_ids(model: PreTrainedModel) -> Tensor:
