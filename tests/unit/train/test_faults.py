@@ -176,10 +176,10 @@ def test_a_norm_that_overflows_though_no_element_does_names_the_largest_micro_ba
     fault = bench.refused(replace(bench.update, sequences=sequences))
     assert fault.reason == "the gradient norm is inf"
     assert {s.problem_id for s in fault.samples} == {"p2"}
-    # and where no micro-batch overflows alone: the same sequence twice, each of 1.2e19, the second a little larger
+    # and where no micro-batch overflows alone: the same sequence twice, each of 1.2e19 (there are two of them), the second a little larger
     one = replace(bench.update.sequences[0], weights={"ce": 1.0})
     bench.learner.accumulate(replace(bench.update, sequences=(one,), old_logprobs=None))
-    weight = 1.2e19 / bench.learner._clip(None)
+    weight = 2 * 1.2e19 / bench.learner._clip(None)
     pair = tuple(replace(one, problem_id=n, weights={"ce": w * weight}) for n, w in (("first", 1.0), ("second", 1.1)))
     bench.learner.micro_batch_tokens = 1
     fault = bench.refused(replace(bench.update, sequences=pair, old_logprobs=None))
