@@ -145,6 +145,13 @@ def _check_policy_gradient(rl: PolicyGradientConfig, config: Config) -> None:
         raise ConfigError(f"method.rl.clip_low = {rl.clip_low:g} must be below 1: the ratio is never negative.")
     if rl.dual_clip is not None and rl.dual_clip <= 1.0:
         raise ConfigError(f"method.rl.dual_clip = {rl.dual_clip:g} must exceed 1, or it clips unmoved policies.")
+    plain = config.rollout.temperature == 1.0 and config.rollout.top_p == 1.0
+    if rl.importance_cap is not None and not plain:
+        raise ConfigError(
+            f"method.rl.importance_cap = {rl.importance_cap:g} compares log-probs of sampler and trainer, but with "
+            f"rollout.temperature = {config.rollout.temperature:g} and rollout.top_p = {config.rollout.top_p:g} the sampler's are "
+            "those of another distribution. Use 1 for both, or leave importance_cap out."
+        )
     if config.train.micro_batch_tokens < 2:
         raise ConfigError(
             "train.micro_batch_tokens = 1 cannot hold a prompt and a response. Use at least a few hundred."

@@ -185,7 +185,7 @@ class PolicyGradientConfig:
     """Upper clip range ε_h; none: no clipping."""
     dual_clip: Positive | None = None
     """Bound c of the dual clip for negative advantages; none: off."""
-    importance_cap: Positive | None = None
+    importance_cap: Annotated[float, Bounds(1.0)] | None = None
     """Weigh each token by min(π_trainer/π_sampler, cap), for a sampler that is not quite the trainer; 2 is usual, none: off."""
     kl_coefficient: NonNegative = 0.0
     """Weight of the k3 estimate of KL to the starting model; 0 needs no reference model."""

@@ -266,7 +266,11 @@ class Run:
             return None
         with self.ledger.timed("evaluation"):
             self.sync_engine()
-            score = self.parts.evaluate(self.engine, self.parts.corpus.evaluation[:problems])
+            try:
+                score = self.parts.evaluate(self.engine, self.parts.corpus.evaluation[:problems])
+            except NumericsError:
+                check_weights(self.learner.policy.model)  # says more, where they are the reason
+                raise
         record = {"event": "evaluation", "label": label, "step": self.steps, "phase": self.phase, **score_record(score)}
         self.emit("events", record)
         return score
