@@ -245,3 +245,28 @@ def test_bad_rewards_are_found(value):
 
     found = bad_rewards([group("a", (0.0, 1.0)), group("b", (1.0, value)), group("c", (value, value))])
     assert [(s.problem_id, s.rollout) for s in found] == [("b", 1), ("c", 0), ("c", 1)]
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("bad_at", [0, 1, 2])
+def test_a_skipped_step_in_a_frozen_phase_leaves_no_trace(bad_at, weight_decay):
+    """Masked gradients and no step after them: the phase goes on as if the update had never been there."""
+
+    def phase(with_bad):
+        bench = Bench()
+        bench.optimizer.optimizer.param_groups[0]["weight_decay"] = weight_decay
+        draw = torch.Generator().manual_seed(0)
+        masks = {p: torch.rand(p.shape, generator=draw) < 0.5 for p in bench.policy.parameters}
+        frozen = [p.detach()[masks[p]].clone() for p in bench.policy.parameters]
+        freeze = ElementFreeze(masks)
+        bad = bench.with_sequence(0, weights={"pg": float("nan")})
+        for step in range(3):
+            if with_bad and step == bad_at:
+                assert not bench.learner.apply(bad, bench.optimizer, freeze=freeze).taken
+            assert bench.learner.apply(bench.update, bench.optimizer, freeze=freeze).taken
+        freeze.settle()
+        for parameter, before in zip(bench.policy.parameters, frozen, strict=True):
+            assert torch.equal(parameter.detach()[masks[parameter]], before)
+        return bench.bits()
+
+    assert phase(True) == phase(False)
