@@ -49,8 +49,8 @@ def test_a_bad_reward_skips_its_step_and_names_its_problem(tmp_path, value):
     assert by_step[2]["accuracy"] is not None  # the rollouts themselves are recorded as ever
     assert [len(by_step[i]["updates"]) for i in (1, 3, 4)] == [2, 2, 2]
     assert run.version == run.ledger.updates
-    weights = {name: p for name, p in load_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[1]).tensors["model"].items()}  # fmt: skip
-    before = load_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[0]).tensors["model"]
+    first, second = list_checkpoints(tmp_path / "run" / "checkpoints")[:2]
+    before, weights = (load_checkpoint(path).tensors["model"] for path in (first, second))
     assert all(torch.equal(weights[name], before[name]) for name in weights)
 
 

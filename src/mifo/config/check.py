@@ -149,8 +149,8 @@ def _check_policy_gradient(rl: PolicyGradientConfig, config: Config) -> None:
     if rl.importance_cap is not None and not plain:
         raise ConfigError(
             f"method.rl.importance_cap = {rl.importance_cap:g} compares log-probs of sampler and trainer, but with "
-            f"rollout.temperature = {config.rollout.temperature:g} and rollout.top_p = {config.rollout.top_p:g} the sampler's are "
-            "those of another distribution. Use 1 for both, or leave importance_cap out."
+            f"rollout.temperature = {config.rollout.temperature:g} and rollout.top_p = {config.rollout.top_p:g} the "
+            "sampler's are those of another distribution. Use 1 for both, or leave importance_cap out."
         )
     if config.train.micro_batch_tokens < 2:
         raise ConfigError(

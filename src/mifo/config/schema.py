@@ -120,7 +120,7 @@ class RolloutConfig:
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the sampler. auto: as the trainer computes."""
     gap_alarm: Positive | None = None
-    """Alarm when the mean |log-prob| gap of sampler and trainer exceeds this many nats; none: 2.2 times what rounding explains."""
+    """Alarm when the mean |log-prob| gap of sampler and trainer exceeds this many nats; none: 2.2 times what rounding does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,17 +108,7 @@ def build_run(
     dtype = pick_dtype(config.model.compute, device)
     model = load_model(config.model, seed=config.train.seed).to(device)
     check_context(model.config.max_position_embeddings, config, prepared.corpus)
-    policy = make_policy(model, config, dtype)
-    reference = None
-    if prepared.method.needs_reference:
-        reference = make_policy(copy.deepcopy(model).requires_grad_(False), config, dtype)
-    learner = Learner(
-        policy,
-        micro_batch_tokens=config.train.micro_batch_tokens,
-        world=current_world(),
-        reference=reference,
-        sampler_watch=make_sampler_watch(config, device, dtype),
-    )
+    learner = _make_learner(model, config, device, dtype, with_reference=prepared.method.needs_reference)
     freeze = prepared.method.freeze
     importance = None
     if freeze is not None:
@@ -148,6 +138,21 @@ def build_run(
     if resume:
         run.restore(load_checkpoint(list_checkpoints(folder / "checkpoints")[-1]))
     return run
+
+
+def _make_learner(
+    model: PreTrainedModel, config: Config, device: torch.device, dtype: torch.dtype, *, with_reference: bool
+) -> Learner:
+    policy, reference = make_policy(model, config, dtype), None
+    if with_reference:
+        reference = make_policy(copy.deepcopy(model).requires_grad_(False), config, dtype)
+    return Learner(
+        policy,
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        world=current_world(),
+        reference=reference,
+        sampler_watch=make_sampler_watch(config, device, dtype),
+    )
 
 
 def make_policy(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> Policy:

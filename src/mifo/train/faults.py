@@ -11,6 +11,7 @@ Legend: T response tokens of a micro-batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from mifo.errors import NumericsError
-from mifo.types import Group
+from mifo.train.optim import ScheduledAdamW
+from mifo.types import Group, Problem
 from mifo.types import Sequence as TrainingSequence
 
 NAMED_IN_RECORD = 32  # samples that an event lists; it counts all of them
@@ -67,9 +69,7 @@ def sample_of(sequence: TrainingSequence, what: str) -> Sample:
     return Sample(problem_id=sequence.problem_id, rollout=sequence.rollout, what=what)
 
 
-def blame(
-    rows: Mapping[str, Tensor | None], sequence_T: Tensor, sequences: Sequence[TrainingSequence]
-) -> list[Sample]:
+def blame(rows: Mapping[str, Tensor | None], sequence_T: Tensor, sequences: Sequence[TrainingSequence]) -> list[Sample]:
     """The sequences of a micro-batch that hold a value that is not finite, each with the first of `rows` that does.
 
     Args:
@@ -85,14 +85,23 @@ def blame(
     return [sample_of(sequences[index], what) for index, what in sorted(causes.items())]
 
 
-def bad_rewards(groups: Iterable[Group]) -> tuple[Sample, ...]:
-    """The rollouts whose reward is NaN or infinite."""
-    return tuple(
+def bad_rewards(groups: Iterable[Group]) -> Fault | None:
+    """Rewards that are NaN or infinite, each with its problem and rollout; None where all are finite."""
+    samples = tuple(
         Sample(problem_id=group.problem.id, rollout=index, what="reward")
         for group in groups
         for index, reward in enumerate(group.rewards)
-        if reward - reward != 0.0
+        if not math.isfinite(reward)
     )
+    return (
+        Fault(kind="not finite", reason=f"{len(samples)} rewards are not finite", samples=samples) if samples else None
+    )
+
+
+def bad_rollouts(error: NumericsError, problems: Sequence[Problem]) -> Fault:
+    """What a rollout engine found, by the names of the problems that it was given."""
+    samples = [Sample(problem_id=problems[p].id, rollout=r, what="rollout log-prob") for p, r in error.rollouts]
+    return Fault(kind="not finite", reason=str(error), samples=tuple(samples))
 
 
 def bad_tensors(named: Iterable[tuple[str, Tensor]]) -> list[str]:
@@ -100,7 +109,9 @@ def bad_tensors(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     return [
         name
         for name, tensor in named
-        if tensor.is_floating_point() and tensor.numel() and not bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+        if tensor.is_floating_point()
+        and tensor.numel()
+        and not bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
     ]
 
 
@@ -110,11 +121,25 @@ def check_weights(model: nn.Module) -> None:
     Raises:
         NumericsError: names the parameters and the remedy.
     """
-    refuse(bad_tensors(model.named_parameters()), "weights")
+    _refuse(bad_tensors(model.named_parameters()), "weights")
 
 
-def refuse(names: Sequence[str], what: str) -> None:
-    """Raise for tensors found by `bad_tensors`; nothing to do where there are none."""
+def check_state(model: nn.Module, optimizers: Mapping[str, ScheduledAdamW], what: str) -> None:
+    """Refuse weights and moments that are not finite, when a checkpoint is written or read.
+
+    Raises:
+        NumericsError: names the parameters; `what` begins its message.
+    """
+    named: list[tuple[str, Tensor]] = list(model.named_parameters())
+    names = [name for name, parameter in named if parameter.requires_grad]
+    for key, optimizer in optimizers.items():
+        for name, tensor in optimizer.state_tensors().items():
+            index, part = name.split(".", 1)
+            named.append((f"{part} of {names[int(index)]} in {key}_optimizer", tensor))
+    _refuse(bad_tensors(named), what)
+
+
+def _refuse(names: Sequence[str], what: str) -> None:
     if not names:
         return
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

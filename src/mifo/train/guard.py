@@ -3,7 +3,8 @@
 An update is judged between its backward pass and the optimizer's step, from figures that exist by then:
 
     gradient norm   spike where  norm > factor · median of the window
-    loss            spike where  loss − median > factor · spread,  spread = max(1.4826 · median |x − median|, 0.1 · |median|, 1e-3)
+    loss            spike where  loss − median > factor · spread,
+                    spread = max(1.4826 · median |x − median|, 0.1 · |median|, 1e-3)
 
 Medians are over the last `guard.spike_window` updates of the same phase (RL and SFT have losses and norms of their own), spikes
 included: a lasting change of level stops being a spike after half a window. Fewer than eight updates say nothing. 1.4826

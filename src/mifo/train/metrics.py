@@ -10,6 +10,11 @@ from mifo.core.importance import FreezeReport
 from mifo.train.tally import UpdateReport
 from mifo.types import Group, Score, Verdict
 
+GAP_ADVICE = (
+    "the rollouts do not come from the weights that are trained: look for a stale or damaged copy, set rollout.compute = "
+    "'float32' if it is rounding, or correct for it with method.rl.importance_cap = 2"
+)
+
 
 def freeze_record(report: FreezeReport) -> dict[str, Any]:
     """What a selection froze, for events."""
@@ -35,6 +40,16 @@ def update_record(report: UpdateReport) -> dict[str, Any]:
     plain = asdict(report)
     plain["fault"] = None if report.fault is None else report.fault.kind
     return plain
+
+
+def gap_alarm(reports: Sequence[UpdateReport]) -> dict[str, Any] | None:
+    """The gap between sampler and trainer, its limit and what to do, where the first update that measured it exceeds it."""
+    for report in reports:
+        if report.sampler_gap is not None and report.sampler_gap_limit is not None:
+            exceeded = report.sampler_gap > report.sampler_gap_limit
+            found = {"value": report.sampler_gap, "limit": report.sampler_gap_limit, "advice": GAP_ADVICE}
+            return found if exceeded else None
+    return None
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def is_sampled(sequences: SequenceOf[Sequence], sequence_T: Tensor) -> Tensor:
 
 
 def sampler_rows(sequences: SequenceOf[Sequence], sequence_T: Tensor, old_T: Tensor) -> Tensor | None:
-    """log π_sampler, [T]; that of π_old where a token was not sampled, so that its importance weight is 1. None where none was."""
+    """log π_sampler, [T], and of π_old where a token was not sampled, so that its importance weight is 1; None without any."""
     if all(s.sampler_logprobs is None for s in sequences):
         return None
     rows = [[0.0] * len(s.response_ids) if s.sampler_logprobs is None else s.sampler_logprobs for s in sequences]

@@ -22,22 +22,18 @@ from mifo.rewards import Answer, FailureWatch, Grader, check_rewards
 from mifo.rollout.engine import Engine
 from mifo.train.checkpoint import Snapshot, save_checkpoint
 from mifo.train.corpus import Corpus
-from mifo.train.journal import Journal
-from mifo.train.faults import Fault, Sample, bad_rewards, bad_tensors, check_weights, refuse
+from mifo.train.faults import Fault, bad_rewards, bad_rollouts, check_state, check_weights
 from mifo.train.guard import Guard
+from mifo.train.journal import Journal
 from mifo.train.learner import Learner
 from mifo.train.ledger import Ledger
-from mifo.train.metrics import freeze_record, group_metrics, score_record, update_record
+from mifo.train.metrics import freeze_record, gap_alarm, group_metrics, score_record, update_record
 from mifo.train.optim import ScheduledAdamW
 from mifo.train.tally import UpdateReport
 from mifo.types import Group, Phase, Problem, Rollout, Sampling, Score, Update, Verdict
 
 Evaluate = Callable[[Engine, Sequence[Problem]], Score]
 Listener = Callable[[str, Mapping[str, Any]], None]
-GAP_ADVICE = (
-    "the rollouts do not come from the weights that are trained: look for a stale or damaged copy, set rollout.compute = "
-    "'float32' if it is rounding, or correct for it with method.rl.importance_cap = 2"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +142,8 @@ class Run:
             try:
                 rollouts = self.engine.generate(prompts, phase.rollouts, self._sampling(), seed)
             except NumericsError as error:
-                self.tainted = self._tainted_rollouts(error, problems)
+                check_weights(self.learner.policy.model)
+                self.tainted = bad_rollouts(error, problems)
                 return ()
         self.ledger.prefilled_tokens += sum(map(len, prompts))
         self.ledger.generated_tokens += sum(len(r.token_ids) for row in rollouts for r in row)
@@ -155,8 +152,7 @@ class Run:
         with self.ledger.timed("reward"):
             verdicts = self._grade(problems, rollouts)
         groups = tuple(self._group(p, row, v) for p, row, v in zip(problems, rollouts, verdicts, strict=True))
-        if bad := bad_rewards(groups):
-            self.tainted = Fault(kind="not finite", reason=f"{len(bad)} rewards are not finite", samples=bad)
+        self.tainted = bad_rewards(groups)
         return groups
 
     def learn(self, phase: Phase, updates: Sequence[Update]) -> list[UpdateReport]:
@@ -185,7 +181,8 @@ class Run:
                 self.version += reports[-1].moved
                 self._heed(phase, reports[-1].fault)
         if self.learner.micro_batch_tokens != budget:
-            self.emit("events", self._memory_record(budget))
+            now = self.learner.micro_batch_tokens
+            self.emit("events", {"event": "memory", "step": self.steps, "micro_batch_tokens": now, "before": budget})
         self._count(phase, updates, reports)
         return reports
 
@@ -366,27 +363,15 @@ class Run:
             )
 
     def _watch_sampler(self, reports: Sequence[UpdateReport]) -> None:
-        judged = [(r.sampler_gap, r.sampler_gap_limit) for r in reports if r.sampler_gap_limit is not None]
-        for gap, limit in judged[:1]:
-            if gap is not None and gap > limit:
-                record = {"event": "alarm", "step": self.steps, "alarm": "sampler_gap", "value": gap, "limit": limit}
-                self.emit("events", record | {"advice": GAP_ADVICE})
-
-    def _tainted_rollouts(self, error: NumericsError, problems: Sequence[Problem]) -> Fault:
-        """Rollouts with numbers that are not finite: nothing of this step can be learned from."""
-        check_weights(self.learner.policy.model)
-        named = [Sample(problem_id=problems[p].id, rollout=r, what="rollout log-prob") for p, r in error.rollouts]
-        return Fault(kind="not finite", reason=str(error), samples=tuple(named))
+        alarm = gap_alarm(reports)
+        if alarm is not None:
+            self.emit("events", {"event": "alarm", "step": self.steps, "alarm": "sampler_gap", **alarm})
 
     def _heed(self, phase: Phase, fault: Fault | None) -> None:
         """Write down what is wrong with an update, and stop where too many were."""
         if fault is not None:
             self.emit("events", {"event": "fault", "step": self.steps, "phase": phase.name, **fault.record()})
         self.guard.count(fault)
-
-    def _memory_record(self, before: int) -> dict[str, Any]:
-        now = self.learner.micro_batch_tokens
-        return {"event": "memory", "step": self.steps, "micro_batch_tokens": now, "before": before}
 
     def emit(self, stream: str, record: Mapping[str, Any]) -> None:
         """Write a record to the run folder and show it."""
@@ -401,7 +386,7 @@ class Run:
         Raises:
             NumericsError: weights or moments are not finite; the checkpoints there are stay as they are.
         """
-        self._check_state("a checkpoint would hold weights or moments")
+        check_state(self.learner.policy.model, self.parts.optimizers, "a checkpoint would hold weights or moments")
         with self.ledger.timed("checkpoint"):
             run = self.config.run
             save_checkpoint(
@@ -470,17 +455,7 @@ class Run:
         self.learner.micro_batch_tokens = state["micro_batch_tokens"]
         if self.learner.sampler_watch is not None:
             self.learner.sampler_watch.load_state_dict(state["sampler_watch"])
-        self._check_state("the checkpoint holds weights or moments")
-
-    def _check_state(self, what: str) -> None:
-        """Refuse weights and moments that are not finite, when they are written or read."""
-        names = {parameter: name for name, parameter in self.learner.policy.model.named_parameters()}
-        named = [(names[p], p) for p in self.learner.parameters]
-        for key, optimizer in self.parts.optimizers.items():
-            for name, tensor in optimizer.state_tensors().items():
-                index, part = name.split(".", 1)
-                named.append((f"{key}_optimizer {part} of {names[self.learner.parameters[int(index)]]}", tensor))
-        refuse(bad_tensors(named), what)
+        check_state(self.learner.policy.model, self.parts.optimizers, "the checkpoint holds weights or moments")
 
 
 def _copy_parameters(model: nn.Module, stored: Mapping[str, Any]) -> None:

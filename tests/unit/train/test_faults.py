@@ -33,12 +33,13 @@ class Bench:
         self.learner = Learner(self.policy, micro_batch_tokens=budget, reference=self.reference)
         self.optimizer = ScheduledAdamW(self.policy.parameters, OptimizerConfig(learning_rate=0.01))
         drawn = make_sequences(
-            [12, 7, 15, 9, 20, 3], vocabulary=self.policy.model.config.vocab_size, terms=[t.name for t in terms], group=2
+            [12, 7, 15, 9, 20, 3],
+            vocabulary=self.policy.model.config.vocab_size,
+            terms=[t.name for t in terms],
+            group=2,
         )
         sequences = tuple(replace(s, rollout=i % 2) for i, s in enumerate(drawn))
-        self.update = Update(
-            sequences=sequences, terms=terms, old_logprobs=tuple(self.learner.logprobs(sequences))
-        )
+        self.update = Update(sequences=sequences, terms=terms, old_logprobs=tuple(self.learner.logprobs(sequences)))
         assert self.learner.apply(self.update, self.optimizer).taken
         self.before = self.bits()
 
@@ -68,13 +69,15 @@ def poisoned_stats(policy, target, *, what, value):
     def token_stats(batch):
         logp, entropy = plain(batch)
         first = next(
-            (i for i in range(len(batch.target_T)) if batch.target_T[i : i + len(target)].tolist() == list(target)), None
+            (i for i in range(len(batch.target_T)) if batch.target_T[i : i + len(target)].tolist() == list(target)),
+            None,
         )
         if first is not None:
             hit = torch.zeros(len(logp), dtype=torch.bool)
             hit[first + 1] = True
             logp, entropy = (
-                t.masked_fill(hit, value) if name == what else t for name, t in (("log-prob", logp), ("entropy", entropy))
+                t.masked_fill(hit, value) if name == what else t
+                for name, t in (("log-prob", logp), ("entropy", entropy))
             )
         return logp, entropy
 
@@ -127,7 +130,8 @@ def test_bad_log_probs_of_sampler_and_old_policy_are_told_apart():
 def test_all_culprits_are_named_across_micro_batches():
     bench = Bench()
     update = bench.with_sequence(0, weights={"pg": float("nan")})
-    update = replace(update, sequences=(*update.sequences[:4], replace(update.sequences[4], rollout=None, weights={"ce": float("inf")}), update.sequences[5]))  # fmt: skip
+    demonstration = replace(update.sequences[4], rollout=None, weights={"ce": float("inf")})
+    update = replace(update, sequences=(*update.sequences[:4], demonstration, update.sequences[5]))
     fault = bench.refused(update)
     assert [(s.problem_id, s.rollout, s.what) for s in fault.samples] == [
         ("p0", 0, "pg weight"),
@@ -165,7 +169,8 @@ def test_a_gradient_that_is_not_finite_names_its_micro_batch():
     named = {(s.problem_id, s.rollout) for s in fault.samples}
     assert ("p1", 1) in named
     assert len(named) < 6
-    whole = bench.refused(update, freeze=ElementFreeze({p: torch.zeros_like(p, dtype=torch.bool) for p in bench.policy.parameters}))  # fmt: skip
+    nothing = {p: torch.zeros_like(p, dtype=torch.bool) for p in bench.policy.parameters}
+    whole = bench.refused(update, freeze=ElementFreeze(nothing))
     assert {(s.problem_id, s.rollout) for s in whole.samples} == named
 
 
@@ -176,7 +181,7 @@ def test_a_norm_that_overflows_though_no_element_does_names_the_largest_micro_ba
     fault = bench.refused(replace(bench.update, sequences=sequences))
     assert fault.reason == "the gradient norm is inf"
     assert {s.problem_id for s in fault.samples} == {"p2"}
-    # and where no micro-batch overflows alone: the same sequence twice, each of 1.2e19 (there are two of them), the second a little larger
+    # and where no micro-batch overflows alone: the same sequence twice, each of 1.2e19, the second a little larger
     one = replace(bench.update.sequences[0], weights={"ce": 1.0})
     bench.learner.accumulate(replace(bench.update, sequences=(one,), old_logprobs=None))
     weight = 2 * 1.2e19 / bench.learner._clip(None)
@@ -243,8 +248,10 @@ def test_bad_rewards_are_found(value):
         problem = Problem(id=name, messages=(), answer="")
         return Group(problem=problem, prompt_ids=(1,), rollouts=(), verdicts=verdicts, rewards=rewards)
 
-    found = bad_rewards([group("a", (0.0, 1.0)), group("b", (1.0, value)), group("c", (value, value))])
-    assert [(s.problem_id, s.rollout) for s in found] == [("b", 1), ("c", 0), ("c", 1)]
+    fault = bad_rewards([group("a", (0.0, 1.0)), group("b", (1.0, value)), group("c", (value, value))])
+    assert [(s.problem_id, s.rollout) for s in fault.samples] == [("b", 1), ("c", 0), ("c", 1)]
+    assert fault.reason == "3 rewards are not finite"
+    assert bad_rewards([group("a", (0.0, -1e300))]) is None
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

@@ -32,7 +32,9 @@ def test_a_limit_that_was_given_holds():
 def test_the_limit_follows_what_rounding_does_to_this_model():
     watch, rounding = SamplerWatch(None, torch.bfloat16), Rounding(0.02)
     assert watch.limit(0.03, rounding) == pytest.approx(0.044)
-    assert [watch.limit(0.04, rounding) for _ in range(MEASURE_EVERY - 1)] == pytest.approx([0.044] * (MEASURE_EVERY - 1))
+    assert [watch.limit(0.04, rounding) for _ in range(MEASURE_EVERY - 1)] == pytest.approx(
+        [0.044] * (MEASURE_EVERY - 1)
+    )
     assert rounding.calls == 1
     rounding.value = 0.01
     assert watch.limit(0.04, rounding) == pytest.approx(0.022)  # an old figure would have been too generous

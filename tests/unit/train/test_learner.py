@@ -7,7 +7,7 @@ import torch
 from builders import make_sequences
 
 from mifo.config.schema import OptimizerConfig
-from mifo.core.losses import CrossEntropy, KlToReference, PolicyGradient
+from mifo.core.losses import KlToReference, PolicyGradient
 from mifo.train.gap import SamplerWatch
 from mifo.train.learner import Learner
 from mifo.train.model import tiny_model
@@ -97,9 +97,7 @@ def test_the_gap_is_measured_where_nothing_is_fed():
     scored = learner.logprobs(flat[:3])  # 256 tokens are enough: the fourth is left alone
     report = learner.apply(Update(sequences=flat, terms=(PG,)), optimizer)
     gaps = [
-        abs(a - b)
-        for s, row in zip(flat, scored, strict=False)
-        for a, b in zip(s.sampler_logprobs, row, strict=True)
+        abs(a - b) for s, row in zip(flat, scored, strict=False) for a, b in zip(s.sampler_logprobs, row, strict=True)
     ]
     assert len(gaps) == 280
     assert report.sampler_gap == pytest.approx(sum(gaps) / len(gaps), rel=1e-4)

@@ -17,7 +17,9 @@ from mifo.train.optim import ScheduledAdamW
 from mifo.train.policy import Policy
 from mifo.types import Term, TopEntropy, Update
 
-CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+CPU_MESSAGE = (
+    "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+)
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_MESSAGE), MemoryError()]
 TERMS = (
     Term(name="pg", loss=PolicyGradient()),
@@ -165,7 +167,9 @@ def test_a_budget_that_can_be_halved_no_more_is_a_clear_error(monkeypatch):
     fail(policy, monkeypatch, lambda call, tokens: tokens > 20, ERRORS[0])
     before = [p.detach().clone() for p in policy.parameters]
     optimizer = ScheduledAdamW(policy.parameters, OptimizerConfig(learning_rate=0.01))
-    with pytest.raises(DeviceError, match=r"single sequence of \d+ tokens.*micro_batch_tokens.*activation_checkpointing"):
+    with pytest.raises(
+        DeviceError, match=r"single sequence of \d+ tokens.*micro_batch_tokens.*activation_checkpointing"
+    ):
         learner.apply(update_of(policy), optimizer)
     assert all(torch.equal(p, old) for p, old in zip(policy.parameters, before, strict=True))
     assert optimizer.updates == 0
