@@ -29,6 +29,8 @@ Train a model as a recipe or a TOML file says. Flags come after it and override 
   --dry-run   read the data, show a prompt, estimate memory and time; train nothing
   --resume    continue the run from its newest whole checkpoint; with --dry-run, say which
   --no-verify resume without comparing the hashes of the checkpoint's files
+  --unsafe-code-execution
+              run programs that the model writes without a sandbox where bubblewrap is missing
   -h, --help  this text; after a recipe, with the recipe's values
 
 exit status:
@@ -42,6 +44,7 @@ examples:
   mifo train smollm2-arithmetic --method.freeze-top 0.3 --run.name freeze-30
   mifo train gsm8k-smollm2 --data.train train.jsonl --data.evaluation test.jsonl
 """
+UNSAFE = "--unsafe-code-execution"
 EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
@@ -120,11 +123,17 @@ def _add_eval_arguments(parser: argparse.ArgumentParser) -> None:
         help="system turn (default: as in the run; else the template's own, and a request for a boxed answer on embedded data)",
     )
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: as in the run, or auto)")
+    parser.add_argument(
+        UNSAFE,
+        action="store_true",
+        help="run programs that the model writes without a sandbox where bubblewrap is missing; they can delete your files",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")
     parser.set_defaults(run=_eval)
 
 
 def _train(arguments: Sequence[str]) -> int:
+    arguments = ["--reward.unsafe-code-execution" if word == UNSAFE else word for word in arguments]
     switches = {"--resume", "--no-verify", "--dry-run", "-h", "--help"}
     chosen, rest = switches.intersection(arguments), [word for word in arguments if word not in switches]
     if chosen & {"-h", "--help"}:

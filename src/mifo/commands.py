@@ -211,6 +211,7 @@ def eval_command(known: argparse.Namespace) -> int:
         tokenizer = load_tokenizer(config.model)
         chat = make_chat(config, tokenizer)
         problems, note = read_evaluation(config.data, verifier(grader))
+        grader.require({problem.grader for problem in problems})
         console.print(note, highlight=False, markup=False)
         if config.data.system_prompt is not None:
             console.print(f"system prompt: {config.data.system_prompt}", highlight=False, markup=False)
@@ -236,11 +237,16 @@ def eval_command(known: argparse.Namespace) -> int:
 
 
 def _check_eval_fits(context: int, chat: Chat, problems: Sequence[Problem], config: Config) -> None:
-    longest = max(len(chat.prompt_ids(problem)) for problem in problems)
+    longest, name = max((len(chat.prompt_ids(problem)), problem.id) for problem in problems)
+    if longest >= context:
+        raise ModelError(
+            f"the prompt of problem '{name}' has {longest} tokens, and '{config.model.path}' only {context} positions: no answer "
+            "fits behind it. Leave such problems out of the data, or measure a model with a longer context."
+        )
     if longest + config.evaluation_tokens > context:
         raise ModelError(
             f"the longest prompt ({longest} tokens) and --max-tokens = {config.evaluation_tokens} do not fit the {context} "
-            f"positions of '{config.model.path}'. Lower --max-tokens to {max(1, context - longest)} or less."
+            f"positions of '{config.model.path}'. Lower --max-tokens to {context - longest} or less."
         )
 
 
@@ -280,8 +286,9 @@ def _eval_config(known: argparse.Namespace) -> Config:
         temperature=known.temperature,
         max_response_tokens=config.evaluation_tokens if known.max_tokens is None else known.max_tokens,
     )
+    reward = replace(config.reward, unsafe_code_execution=known.unsafe_code_execution)  # said anew each time
     model = config.model if known.device is None else replace(config.model, device=known.device)
-    config = replace(config, model=model, data=data, evaluation=evaluation)
+    config = replace(config, model=model, data=data, reward=reward, evaluation=evaluation)
     check_config(config)
     return config
 

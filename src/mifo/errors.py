@@ -6,6 +6,8 @@ Every message names the field, the value, the reason and the remedy. Broken inva
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class MifoError(Exception):
     """Base of every error that a user can cause and mend."""
@@ -32,7 +34,14 @@ class CheckpointError(MifoError):
 
 
 class NumericsError(MifoError):
-    """A loss, gradient, log-prob or weight is not finite, or the sampler and the trainer disagree."""
+    """A loss, gradient, log-prob or weight is not finite.
+
+    `rollouts` holds (prompt, rollout) of the request whose log-probs are not, where a rollout engine found out.
+    """
+
+    def __init__(self, message: str, rollouts: Sequence[tuple[int, int]] = ()) -> None:
+        super().__init__(message)
+        self.rollouts = tuple(rollouts)
 
 
 class RewardError(MifoError):

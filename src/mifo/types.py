@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TokenIds = tuple[int, ...]
 StopReason = Literal["stop", "length"]  # a stop id was sampled | the response reached its maximum length
-GraderName = Literal["math", "exact", "choice"]
+GraderName = Literal["math", "exact", "choice", "code"]
 NormalizerName = Literal["token", "sequence", "constant"]  # TOK, SEQ, CONST of METHODS 0
 
 
@@ -116,6 +116,7 @@ class Sequence:
     weights: Mapping[str, float]
     sampler_logprobs: tuple[float, ...] | None = None
     weight_version: int | None = None
+    rollout: int | None = None  # which rollout of its problem, as messages name it; None for demonstrations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,8 @@ class TokenStats:
     """What a loss may look at, one row per response token of a micro-batch (T rows).
 
     `logp_T` and `entropy_T` carry gradients (entropy only where a term asks for it). `old_logp_T` is π_old, `ref_logp_T`
-    the reference; each is None when no term needs it. `sequence_T` numbers the sequence that a row belongs to.
+    the reference, `sampler_logp_T` those of the rollout engine; each is None when no term needs it. `sequence_T` numbers the
+    sequence that a row belongs to.
     """
 
     logp_T: Tensor
@@ -132,6 +134,7 @@ class TokenStats:
     sequence_T: Tensor
     old_logp_T: Tensor | None = None
     ref_logp_T: Tensor | None = None
+    sampler_logp_T: Tensor | None = None
 
 
 TokenLoss = Callable[[TokenStats], "Tensor"]  # per-token values [T]; never a mean, never a sum
@@ -161,6 +164,7 @@ class Term:
     uses_entropy_gradient: bool = False
     uses_old_policy: bool = False
     uses_reference: bool = False
+    uses_sampler: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mifo.config.decode import check_bounds
 from mifo.config.schema import (
     Config,
@@ -28,11 +30,7 @@ def check_config(config: Config) -> None:
     _check_evaluation(config)
     for name, optimizer in (("rl_optimizer", config.rl_optimizer), ("sft_optimizer", config.sft_optimizer)):
         _check_optimizer(name, optimizer)
-    if config.reward.correct <= config.reward.incorrect:
-        raise ConfigError(
-            f"reward.correct = {config.reward.correct:g} must be above reward.incorrect = {config.reward.incorrect:g}: "
-            "otherwise there is nothing to learn. The usual values are 1 and 0."
-        )
+    _check_reward(config)
     _check_run(config.run)
     method = config.method
     if isinstance(method, MifoMethod | GrpoMethod):
@@ -41,6 +39,25 @@ def check_config(config: Config) -> None:
         _check_imitation(method.sft)
     if isinstance(method, MifoMethod):
         _check_mifo(method, config)
+
+
+def _check_reward(config: Config) -> None:
+    reward = config.reward
+    for name, value in (("correct", reward.correct), ("incorrect", reward.incorrect)):
+        if not math.isfinite(value):
+            raise ConfigError(
+                f"reward.{name} = {value}: a reward must be a finite number. The usual values are 1 and 0."
+            )
+    if reward.correct <= reward.incorrect:
+        raise ConfigError(
+            f"reward.correct = {reward.correct:g} must be above reward.incorrect = {reward.incorrect:g}: "
+            "otherwise there is nothing to learn. The usual values are 1 and 0."
+        )
+    if reward.max_failure_share * reward.failure_window < 1:
+        raise ConfigError(
+            f"reward.max_failure_share = {reward.max_failure_share:g} of reward.failure_window = {reward.failure_window} answers "
+            "is less than one answer: a single undecided one would stop the run. Raise one of them."
+        )
 
 
 def _check_model(config: Config) -> None:
@@ -140,6 +157,13 @@ def _check_policy_gradient(rl: PolicyGradientConfig, config: Config) -> None:
         raise ConfigError(f"method.rl.clip_low = {rl.clip_low:g} must be below 1: the ratio is never negative.")
     if rl.dual_clip is not None and rl.dual_clip <= 1.0:
         raise ConfigError(f"method.rl.dual_clip = {rl.dual_clip:g} must exceed 1, or it clips unmoved policies.")
+    plain = config.rollout.temperature == 1.0 and config.rollout.top_p == 1.0
+    if rl.importance_cap is not None and not plain:
+        raise ConfigError(
+            f"method.rl.importance_cap = {rl.importance_cap:g} compares log-probs of sampler and trainer, but with "
+            f"rollout.temperature = {config.rollout.temperature:g} and rollout.top_p = {config.rollout.top_p:g} the "
+            "sampler's are those of another distribution. Use 1 for both, or leave importance_cap out."
+        )
     if config.train.micro_batch_tokens < 2:
         raise ConfigError(
             "train.micro_batch_tokens = 1 cannot hold a prompt and a response. Use at least a few hundred."

@@ -94,7 +94,13 @@ class RewardConfig:
     seconds_per_answer: Positive = 5.0
     """Deadline of one answer; past it the worker is killed and the verdict is timeout."""
     worker_memory_mib: Count = 2048
-    """Address space of a worker."""
+    """Address space of a worker, and of a program that answers a coding problem."""
+    max_failure_share: PositiveShare = 0.25
+    """Stop the run when errors and time-outs exceed this share of the last `failure_window` answers; 1 never stops."""
+    failure_window: Count = 512
+    """Answers over which failures are counted; fewer answers than that count as if the others had been decided."""
+    unsafe_code_execution: bool = False
+    """Run answers to coding problems without a sandbox where bubblewrap is missing. They can read and delete your files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +119,22 @@ class RolloutConfig:
     """Most sequences decoded at once; none: all of a step."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the sampler. auto: as the trainer computes."""
-    gap_alarm: Positive = 1.0
-    """Warn when the mean |log-prob| gap between sampler and trainer exceeds this many nats."""
+    gap_alarm: Positive | None = None
+    """Alarm when the mean |log-prob| gap of sampler and trainer exceeds this many nats; none: 2.2 times what rounding does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens to updates whose numbers are not finite, or are far from the usual."""
+
+    skips_in_a_row: Count = 3
+    """Abort when so many updates of a phase in a row were skipped."""
+    on_spike: Literal["warn", "skip", "rollback"] = "warn"
+    """Take a step whose loss or gradient norm spikes, skip it, or skip it and undo the step before (needs a copy in memory)."""
+    spike_factor: Annotated[float, Bounds(1.0, open_low=True)] = 10.0
+    """A spike: a gradient norm of so many medians, or a loss so many spreads above its median."""
+    spike_window: Annotated[int, Bounds(8)] = 32
+    """Updates of the same phase that median and spread are taken over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +185,8 @@ class PolicyGradientConfig:
     """Upper clip range ε_h; none: no clipping."""
     dual_clip: Positive | None = None
     """Bound c of the dual clip for negative advantages; none: off."""
+    importance_cap: Annotated[float, Bounds(1.0)] | None = None
+    """Weigh each token by min(π_trainer/π_sampler, cap), for a sampler that is not quite the trainer; 2 is usual, none: off."""
     kl_coefficient: NonNegative = 0.0
     """Weight of the k3 estimate of KL to the starting model; 0 needs no reference model."""
     entropy_coefficient: float = 0.001
@@ -322,6 +344,7 @@ class Config:
     method: MethodConfig = field(default_factory=MifoMethod)
     rl_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)

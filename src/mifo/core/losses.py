@@ -1,7 +1,8 @@
 """Per-token values of the streams of an update: tensors in, one value a token out, nothing divided.
 
 Each loss is a small frozen dataclass (its settings) that is called with `TokenStats`. Signs are those of a loss: lower
-is better. Sources: METHODS 0 and 4; PPO's clipped objective, DAPO's separate clip ranges, dual clip (verl).
+is better. Sources: METHODS 0 and 4; PPO's clipped objective, DAPO's separate clip ranges, dual clip (verl), truncated
+importance weights (Ionides 2008; Yao et al. 2025).
 
 Legend: T response tokens of one micro-batch.
 """
@@ -22,17 +23,33 @@ def importance_ratio(stats: TokenStats) -> Tensor:
     return torch.exp(stats.logp_T - old_T)
 
 
+def truncated_importance(stats: TokenStats, cap: float) -> Tensor:
+    """w_t = min(π_old(y_t) / π_sampler(y_t), C), [T], a constant to the gradient.
+
+    The rollouts come from the engine's distribution, not from π_old: another arithmetic, or other weights. Weighing each token
+    by the ratio makes the token's gradient that of π_old in expectation; the cap bounds its variance. Truncated importance
+    sampling is Ionides (2008), "Truncated Importance Sampling"; its use between sampler and trainer, token by token in front
+    of PPO's objective, is Yao et al. (2025), "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training".
+    It corrects the distribution of single tokens, not of the prefixes they follow.
+    """
+    assert stats.sampler_logp_T is not None
+    old_T = stats.logp_T if stats.old_logp_T is None else stats.old_logp_T
+    return torch.exp(old_T.detach() - stats.sampler_logp_T).clamp(max=cap)
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyGradient:
     """−ψ(r, A), ψ = min(rA, clip(r, 1−ε_low, 1+ε_high) A); weight_T is the advantage A.
 
     `clip_low` and `clip_high` of None run unclipped (LUFFY, ReLIFT). `dual_clip` c bounds the loss of a bad token whose
-    ratio exploded: for A < 0 the objective is max(ψ, cA).
+    ratio exploded: for A < 0 the objective is max(ψ, cA). `importance_cap` C multiplies each token's value by
+    min(π_old/π_sampler, C), see `truncated_importance`.
     """
 
     clip_low: float | None = 0.2
     clip_high: float | None = 0.2
     dual_clip: float | None = None
+    importance_cap: float | None = None
 
     def __call__(self, stats: TokenStats) -> Tensor:
         ratio_T, advantage_T = importance_ratio(stats), stats.weight_T
@@ -42,6 +59,8 @@ class PolicyGradient:
         if self.dual_clip is not None:
             floor_T = self.dual_clip * advantage_T
             objective_T = torch.where(advantage_T < 0, torch.maximum(objective_T, floor_T), objective_T)
+        if self.importance_cap is not None:
+            objective_T = objective_T * truncated_importance(stats, self.importance_cap)
         return -objective_T
 
     def clipped(self, stats: TokenStats) -> Tensor:

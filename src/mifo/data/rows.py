@@ -1,10 +1,11 @@
-"""One row of a data file, in any of four schemas, as a problem. Pure functions: no files, no tokenizer, no verifier.
+"""One row of a data file, in any of five schemas, as a problem. Pure functions: no files, no tokenizer, no verifier.
 
     mifo     `problem | question` with `answer`, and `demonstration | solution` where there is one; GSM8K's
              `question, answer` with `#### 18`, MATH's `problem, solution` with a box, and multiple choice with
              `options | choices` belong here
     verl     `prompt` (turns), `reward_model.ground_truth`, `target` (turns or null), `data_source`
     openrlhf `prompt`, `target` (turns or text), answer from a column or from the target's box
+    coding   HumanEval's and MBPP's columns: see `coding`
     trl      `prompt, completion` or `messages`, with `answer | ground_truth | solution`; prompt-only is fine
 
 A demonstration found here is not verified yet; `problems.load_problems` does that.
@@ -19,18 +20,20 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+from mifo.data.coding import coding_problem, is_coding
 from mifo.data.extract import last_boxed
 from mifo.errors import DataError
 from mifo.types import GraderName, Message, Problem
 
-Schema = Literal["mifo", "verl", "trl", "openrlhf"]
+Schema = Literal["mifo", "verl", "trl", "openrlhf", "coding"]
 Row = Mapping[str, Any]
 
 ACCEPTED = (
     "mifo: problem|question + answer (or a solution with \\boxed{}), optional demonstration|solution, options|choices; "
     "verl: prompt + reward_model.ground_truth, optional target; "
     "openrlhf: prompt + target; "
-    "trl: prompt (+ completion) or messages, + answer|ground_truth|solution"
+    "trl: prompt (+ completion) or messages, + answer|ground_truth|solution; "
+    "coding: prompt + entry_point + test (HumanEval), or test_list (MBPP)"
 )
 THINK = "<think>\n"
 _QUESTION = ("problem", "question")
@@ -59,6 +62,8 @@ class RowOptions:
 def schema_of(columns: Collection[str]) -> Schema:
     """The schema of a file with these columns. Raises DataError that lists what was found and what is accepted."""
     have = set(columns)
+    if is_coding(have):
+        return "coding"
     if {"prompt", "reward_model"} <= have:
         return "verl"
     if {"prompt", "target"} <= have:
@@ -75,6 +80,9 @@ def problem_from_row(row: Row, schema: Schema, options: RowOptions | None = None
     options = options or RowOptions()
     if schema == "mifo":
         messages, answer, demonstration, grader = _mifo(row)
+    elif schema == "coding":
+        messages, answer, demonstration = _coding(row)
+        grader = "code"
     elif schema == "verl":
         messages, answer, demonstration = _verl(row)
         grader = _grader_of(row, messages, answer)
@@ -89,7 +97,8 @@ def problem_from_row(row: Row, schema: Schema, options: RowOptions | None = None
         raise RowError("no answer")
     if demonstration and options.strip_think:
         demonstration = demonstration.removeprefix(THINK)
-    if demonstration and demonstration.strip() and options.box_answer and last_boxed(demonstration) is None:
+    boxes = options.box_answer and grader != "code"
+    if demonstration and demonstration.strip() and boxes and last_boxed(demonstration) is None:
         demonstration = f"{demonstration.rstrip()}\n\\boxed{{{answer}}}"
     return Problem(
         id=_id(row, messages, answer),
@@ -120,6 +129,13 @@ def _mifo(row: Row) -> tuple[tuple[Message, ...], str | None, str | None, Grader
         answer = answer or last_boxed(demonstration)
     messages = (Message("user", question),)
     return messages, answer, demonstration, _grader_of(row, messages, answer)
+
+
+def _coding(row: Row) -> tuple[tuple[Message, ...], str, str | None]:
+    try:
+        return coding_problem(row)
+    except (KeyError, TypeError) as error:
+        raise RowError(f"a coding problem without {error.args[0]}") from error
 
 
 def _box_gsm8k(solution: str) -> str:

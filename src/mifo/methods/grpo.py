@@ -18,10 +18,11 @@ def policy_gradient_terms(rl: PolicyGradientConfig, longest_response: int) -> tu
     terms = [
         Term(
             name="pg",
-            loss=PolicyGradient(rl.clip_low, rl.clip_high, rl.dual_clip),
+            loss=PolicyGradient(rl.clip_low, rl.clip_high, rl.dual_clip, rl.importance_cap),
             normalizer=rl.normalizer,
             constant_tokens=constant,
             uses_old_policy=True,
+            uses_sampler=rl.importance_cap is not None,
         )
     ]
     if rl.kl_coefficient:
@@ -46,10 +47,10 @@ def policy_gradient_updates(rl: PolicyGradientConfig, groups: Sequence[Group], l
     """The groups of one step split evenly, in order, into `updates_per_step` updates.
 
     A sequence of an all-equal group has advantage 0: it counts in the denominator, and where no other term sees it the
-    engine leaves its forward and backward pass out.
+    engine leaves its forward and backward pass out. A step whose rollouts failed has no groups, and no updates.
     """
     terms = policy_gradient_terms(rl, longest_response)
-    size = len(groups) // rl.updates_per_step
+    size = max(1, len(groups) // rl.updates_per_step)
     return [
         Update(
             sequences=tuple(s for group in groups[start : start + size] for s in _weighted(rl, group, terms)),
@@ -69,8 +70,9 @@ def _weighted(rl: PolicyGradientConfig, group: Group, terms: Sequence[Term]) -> 
             weights={term.name: advantage if term.name == "pg" else 1.0 for term in terms},
             sampler_logprobs=rollout.logprobs,
             weight_version=rollout.weight_version,
+            rollout=index,
         )
-        for rollout, advantage in zip(group.rollouts, advantages, strict=True)
+        for index, (rollout, advantage) in enumerate(zip(group.rollouts, advantages, strict=True))
     ]
 
 

@@ -5,5 +5,6 @@ a mathematics library runs in worker processes (`pool`).
 """
 
 from mifo.rewards.grade import Answer, Grader, verify_demonstration
+from mifo.rewards.watch import FailureWatch, check_rewards
 
-__all__ = ["Answer", "Grader", "verify_demonstration"]
+__all__ = ["Answer", "FailureWatch", "Grader", "check_rewards", "verify_demonstration"]

@@ -8,26 +8,39 @@ calling math-verify on the text:
   1/2^98 equals 1/2^99 and 3.1415927 equals pi. Decimals must agree to 1e-12 of
   their size and exact numbers to 1e-35; expressions are checked at one point, each variable at its own prime.
 - Units are not stripped by its word list, which takes the "t" of 2t for one.
+- Numbers are read here. The library gives their text to sympy, which gives it to `eval`.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import logging
+import re
+import typing
 from itertools import cycle
 from typing import TypeAlias
 
-from latex2sympy2_extended.latex2sympy2 import latex2sympy
+import sympy.physics.units  # noqa: F401 - sympy loads it when it first meets a unit, which takes `eval`
+from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
 from sympy import Basic, Expr, Float, Integer, MatrixBase, Number, Rational, Tuple
 from sympy import FiniteSet as SympyFiniteSet
+from sympy.polys import monomials
+
+GENERATORS = frozenset({collections.__file__, dataclasses.__file__, typing.__file__, monomials.__file__})
+"""Files that compile code which they wrote themselves, from identifiers, annotations or numbers of variables."""
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
 _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
 )
+_THOUSANDS = re.compile(r"\s*-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?\s*")
+_DIGITS_ONLY = re.compile(r"-?[0-9]+")
+_DECIMAL = re.compile(r"-?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _DIGITS = 40
 _TOLERANCE = Rational(1, 10**35)
 _DECIMAL_TOLERANCE = Rational(1, 10**12)  # decimals arrive as floats
@@ -42,6 +55,21 @@ class UnreadableGoldError(Exception):
 
 class _UnreadableError(Exception):
     pass
+
+
+class _Parser(_Latex2Sympy):
+    """The library's parser, reading numbers itself: the library's own way ends in `eval` of their text (sympy.Number)."""
+
+    def parse(self, latex_str: str) -> Basic | MatrixBase:
+        return self.parse_number(latex_str) if _THOUSANDS.fullmatch(latex_str) else super().parse(latex_str)
+
+    def parse_number(self, text: str) -> Number:
+        digits = text.replace(",", "").strip()
+        if _DIGITS_ONLY.fullmatch(digits):
+            return Integer(int(digits))
+        if _DECIMAL.fullmatch(digits):
+            return Float(digits)
+        raise _UnreadableError(text)
 
 
 def equal(gold: str, parts: list[str]) -> bool:
@@ -67,9 +95,7 @@ def _parse(text: str) -> Basic | MatrixBase:
         raise _UnreadableError(text)
     latex = normalize_latex(text, _NORMALIZATION)
     try:
-        return latex2sympy(
-            latex, is_real=not should_treat_as_complex(latex), convert_degrees=False, normalization_config=None
-        )
+        return _Parser(is_real=not should_treat_as_complex(latex)).parse(latex)
     except (MemoryError, RecursionError):
         raise
     except Exception as error:  # the parser raises bare Exception for what it cannot read

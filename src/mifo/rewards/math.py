@@ -8,6 +8,7 @@ and 0.33333333 are not 1/3, and 3.1415927 is not pi.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -22,6 +23,7 @@ MAX_CHARS = 2000
 """Longest gold or answer that is compared; beyond it the verdict is ERROR unless both are the same text."""
 
 _CHOICES = frozenset("ABCDEFGHIJ")
+_CLOCK = re.compile(r"[0-9]{1,9}(?::[0-9]{1,9})+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,47 @@ def decide(gold: str, answer: str) -> Verdict | Comparison:
     return _decide_parts(*both)
 
 
+def _outer(text: str) -> str:
+    r"""What encloses the whole of a text: "set" for \{1,2\}, "row" for (1,2), [1,2] and [1,2), else ""."""
+    closing = {"\\{": "\\}", "(": ")]", "[": ")]"}
+    opener = text[:2] if text.startswith("\\{") else text[:1]
+    if opener not in closing or not text.endswith(("\\}",) if opener == "\\{" else (")", "]")):
+        return ""
+    inside = text[len(opener) : -len(opener)]
+    depth = 0
+    for character in inside:
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:
+            return ""  # (1,2)\cup(3,4): the first bracket closes before the end
+    return "set" if opener == "\\{" else "row"
+
+
+def _set_against_row(gold: str, answer: str) -> bool:
+    """Whether one is a set of listed elements and the other a point or an interval, which the verifier takes for equal."""
+    if {_outer(gold), _outer(answer)} != {"set", "row"}:
+        return False
+    return not any(mark in text for mark in (":", "|", "\\mid") for text in (gold, answer))
+
+
+def _different_clock(gold: str, answer: str) -> bool:
+    """Whether both are times or ratios (6:30, 1:2:3) of which neither can stand for the other."""
+    if not (_CLOCK.fullmatch(gold) and _CLOCK.fullmatch(answer)):
+        return False
+    left, right = ([int(part) for part in text.split(":")] for text in (gold, answer))
+    proportional = len(left) == len(right) and all(
+        a * right[0] == b * left[0] for a, b in zip(left, right, strict=True)
+    )
+    return left != right and (0 in left or 0 in right or not proportional)
+
+
 def _decide_parts(gold: str, parts: tuple[str, ...]) -> Verdict | Comparison:
     gold_body, gold_unit = split_unit(gold)
     open_parts = []
     for part in parts:
         if part == gold:
             continue
+        if _set_against_row(gold, part) or _different_clock(gold, part):
+            return Verdict.WRONG
         body, unit = split_unit(part)
         scale = ratio(gold_unit, unit)
         if scale is None:

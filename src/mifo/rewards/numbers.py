@@ -3,7 +3,8 @@ r"""Plain numbers, exactly: integers, decimals, simple fractions and powers-of-t
 Digits and exponents are bounded, so no answer can make exact arithmetic slow; a number beyond the bounds is not
 plain, and the caller must ask elsewhere. Input is in the spelling of `spelling.normalise`.
 
-Not covered, on purpose: mixed numbers (`3\frac{1}{2}` may also be a product), roots, powers, anything with a letter.
+Mixed numbers are read where nothing else can be meant: a space and a proper fraction, as in `3 1/2`. Not covered, on
+purpose: `3\frac{1}{2}` (it may also be a product), roots, powers, anything with a letter.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ _FRACTION = re.compile(
 _SCIENTIFIC = re.compile(
     rf"(?P<m>{_SIGNED})"
     rf"(?:\\(?:times|cdot) ?10\^(?:\{{(?P<x>[+-]?[0-9]{{1,4}})\}}|(?P<y>[0-9]))|[eE](?P<z>[+-]?[0-9]{{1,4}}))"
+)
+_MIXED = re.compile(r"(?P<sign>[+-]?)(?P<whole>[0-9]+) (?P<above>[0-9]+)/(?P<below>[0-9]+)")
+_REPEATING = re.compile(
+    r"(?P<sign>[+-]?)(?P<whole>[0-9]*)\.(?P<once>[0-9]*)\\(?:overline|bar|dot) ?\{(?P<again>[0-9]+)\}"
 )
 _BASED = re.compile(r"([0-9A-Za-z]+)_(?:\{ ?(?:\\text\{)?([0-9]{1,2})\}?\}|([0-9]))")
 
@@ -76,7 +81,26 @@ def _fraction(text: str) -> Fraction | None:
     if match:
         exponent = int(match["x"] or match["y"] or match["z"])
         return _decimal(match["m"]) * Fraction(10) ** exponent if abs(exponent) <= _MAX_EXPONENT else None
-    return None
+    return _mixed(text) or _repeating(text)
+
+
+def _mixed(text: str) -> Fraction | None:
+    match = _MIXED.fullmatch(text)
+    if match is None or not 0 < int(match["above"]) < int(match["below"]):
+        return None
+    value = int(match["whole"]) + Fraction(int(match["above"]), int(match["below"]))
+    return -value if match["sign"] == "-" else value
+
+
+def _repeating(text: str) -> Fraction | None:
+    """0.1\\overline{6} is (16 - 1)/90."""
+    match = _REPEATING.fullmatch(text)
+    if match is None:
+        return None
+    once, again = match["once"], match["again"]
+    above = int(f"{match['whole']}{once}{again}") - int(f"{match['whole']}{once}" or "0")
+    value = Fraction(above, (10 ** len(again) - 1) * 10 ** len(once))
+    return -value if match["sign"] == "-" else value
 
 
 def _decimal(text: str) -> Fraction:

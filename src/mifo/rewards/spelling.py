@@ -43,6 +43,9 @@ _REPLACEMENTS = (
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}"
 )
+# "x=1 or x=2" is the list x=1, x=2; "x<1 or x>3" is left as it is, since there "or" and "and" differ.
+_CONJUNCTION = re.compile(r"(?:,\s*)?(?:\\(?:text|textrm|mathrm|mbox)\s*\{\s*(?:or|and)\s*\}|(?<=\s)(?:or|and)(?=\s))")
+_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne|neq|leq|geq)(?![A-Za-z])")
 _DOUBLE_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z])")
 # A space stays only where removing it could join two words or numbers ("3 1/2"), or turn a list into a number
 # ("1, 234" is not 1234).
@@ -57,7 +60,11 @@ def normalise(text: str) -> str:
         text = _DOUBLE_BACKSLASH.sub(r"\\", text)
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
+    if not _INEQUALITY.search(text):
+        text = _CONJUNCTION.sub(",", text)
     text = _SPACES.sub(" ", text).strip()
+    if text.startswith("**") and text.endswith("**"):  # Markdown's bold
+        text = text[2:-2].strip()
     text = _NEEDLESS_SPACE.sub("", text)
     return _final_stop(unwrap(_final_stop(text)))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 _LENGTH = struct.Struct(">I")
 MAX_BYTES = 1 << 20
+"""Longest message; a comparison of two texts of 2,000 characters has 60 kB at most, a reply 100 bytes."""
 
 
 def pack(message: dict[str, Any]) -> bytes:
@@ -26,7 +27,10 @@ def unpack(buffer: bytearray) -> dict[str, Any] | None:
     end = _LENGTH.size + length
     if len(buffer) < end:
         return None
-    message = json.loads(bytes(buffer[_LENGTH.size : end]))
+    try:
+        message = json.loads(bytes(buffer[_LENGTH.size : end]))
+    except RecursionError as error:  # "[" a million times
+        raise ValueError("a message nested too deep") from error
     del buffer[:end]
     if not isinstance(message, dict):
         raise ValueError("a message that is no object")

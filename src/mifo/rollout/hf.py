@@ -79,7 +79,7 @@ class GenerateEngine:
             ),
             logits_processor=LogitsProcessorList([drawer]),
         )
-        return drawer.rollouts(self.version)
+        return drawer.rollouts(self.version, spans)
 
 
 def _limits(model: nn.Module) -> Limits:
@@ -105,13 +105,13 @@ class _Drawer(LogitsProcessor):
         self._logps.append(logp_B)
         return torch.full_like(scores, float("-inf")).scatter_(1, token_B[:, None], 0.0)
 
-    def rollouts(self, version: int) -> list[Rollout]:
+    def rollouts(self, version: int, spans: Sequence[Span]) -> list[Rollout]:
         tokens, logps = torch.stack(self._tokens, 1), torch.stack(self._logps, 1)
         stop_BT = torch.isin(tokens, torch.tensor(self._sampling.stop_ids, dtype=tokens.dtype, device=tokens.device))
         stops = stop_BT.tolist()
         stopped = [any(stop_T) for stop_T in stops]
         counts = [stop_T.index(True) + 1 if any(stop_T) else len(stop_T) for stop_T in stops]
-        return make_rollouts(tokens, logps, counts, stopped, version)
+        return make_rollouts(tokens, logps, counts, stopped, version, spans)
 
 
 @contextmanager

@@ -247,7 +247,7 @@ class _Decode:
 
     def _collect(self) -> list[tuple[int, list[Rollout]]]:
         rollouts = make_rollouts(
-            self._tokens, self._logps, self._count.tolist(), self._stopped.tolist(), self._engine.version
+            self._tokens, self._logps, self._count.tolist(), self._stopped.tolist(), self._engine.version, self._spans
         )
         result, first = [], 0
         for span in self._spans:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mifo.train.checkpoint import load_checkpoint
 from mifo.train.corpus import Corpus, read_corpus
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
 from mifo.train.folder import check_folder, open_checkpoints, open_folder
+from mifo.train.gap import SamplerWatch
 from mifo.train.learner import Learner
 from mifo.train.manifest import read_manifest
 from mifo.train.model import generation_eos, load_model, load_tokenizer
@@ -55,7 +57,10 @@ def make_grader(config: Config) -> Grader:
     """The grader of the [reward] table."""
     reward = config.reward
     return Grader(
-        workers=reward.workers, seconds_per_answer=reward.seconds_per_answer, memory_mib=reward.worker_memory_mib
+        workers=reward.workers,
+        seconds_per_answer=reward.seconds_per_answer,
+        memory_mib=reward.worker_memory_mib,
+        unsafe_code=reward.unsafe_code_execution,
     )
 
 
@@ -76,6 +81,7 @@ def prepare(config: Config, grader: Grader) -> Prepared:
     chat = make_chat(config, tokenizer)
     method = make_method(config)
     corpus = read_corpus(config, chat, verifier(grader), needs_demonstrations=method.needs_demonstrations)
+    grader.require({problem.grader for problem in (*corpus.train, *corpus.evaluation)})
     _check_demonstrations(method, corpus, config)
     return Prepared(config=config, tokenizer=tokenizer, chat=chat, method=method, corpus=corpus)
 
@@ -144,18 +150,9 @@ def _load_parts(prepared: Prepared, **others: Any) -> Parts:
     dtype = pick_dtype(config.model.compute, device)
     model = load_model(config.model, seed=config.train.seed).to(device)
     check_context(model.config.max_position_embeddings, config, prepared.corpus)
-    policy = make_policy(model, config, dtype)
-    reference = reference_hash = None
-    if prepared.method.needs_reference:
-        reference_hash = hash_weights(model)
-        reference = make_policy(copy.deepcopy(model).requires_grad_(False), config, dtype)
-    learner = Learner(
-        policy,
-        micro_batch_tokens=config.train.micro_batch_tokens,
-        world=current_world(),
-        reference=reference,
-        window=others["stop"].window,
-    )
+    window = others["stop"].window
+    learner = _make_learner(model, config, device, dtype, with_reference=prepared.method.needs_reference, window=window)
+    reference_hash = hash_weights(model) if prepared.method.needs_reference else None
     freeze = prepared.method.freeze
     importance = None
     if freeze is not None:
@@ -179,6 +176,28 @@ def _load_parts(prepared: Prepared, **others: Any) -> Parts:
     )
 
 
+def _make_learner(
+    model: PreTrainedModel,
+    config: Config,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    with_reference: bool,
+    window: Callable[[], AbstractContextManager[None]],
+) -> Learner:
+    policy, reference = make_policy(model, config, dtype), None
+    if with_reference:
+        reference = make_policy(copy.deepcopy(model).requires_grad_(False), config, dtype)
+    return Learner(
+        policy,
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        world=current_world(),
+        reference=reference,
+        sampler_watch=make_sampler_watch(config, device, dtype),
+        window=window,
+    )
+
+
 def make_policy(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> Policy:
     """The policy as the [model] table asks for it."""
     return Policy(
@@ -192,10 +211,27 @@ def make_policy(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> P
 def build_engine(model: PreTrainedModel, config: Config, device: torch.device, dtype: torch.dtype) -> Engine:
     """The rollout engine of the [rollout] table, holding the model's weights as version 0."""
     rollout = config.rollout
-    sampler_dtype = dtype if rollout.compute == "auto" else pick_dtype(rollout.compute, device)
     return make_engine(
-        model, kind=rollout.engine, dtype=sampler_dtype, device=device, max_batch_rows=rollout.batch_rows
+        model,
+        kind=rollout.engine,
+        dtype=_sampler_dtype(config, device, dtype),
+        device=device,
+        max_batch_rows=rollout.batch_rows,
     )
+
+
+def make_sampler_watch(config: Config, device: torch.device, dtype: torch.dtype) -> SamplerWatch | None:
+    """What judges the gap between sampler and trainer. None where sampling is not plain (temperature, top-p): the sampler's
+    log-probs are then those of another distribution."""
+    rollout = config.rollout
+    if rollout.temperature != 1.0 or rollout.top_p != 1.0:
+        return None
+    low = [d for d in (dtype, _sampler_dtype(config, device, dtype)) if d != torch.float32]
+    return SamplerWatch(rollout.gap_alarm, low[0] if low else torch.float32)
+
+
+def _sampler_dtype(config: Config, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    return dtype if config.rollout.compute == "auto" else pick_dtype(config.rollout.compute, device)
 
 
 def _check_demonstrations(method: Method, corpus: Corpus, config: Config) -> None:

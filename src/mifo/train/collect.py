@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mifo.rewards import Answer
+from mifo.errors import NumericsError
+from mifo.rewards import Answer, check_rewards
+from mifo.train.faults import bad_rewards, bad_rollouts, check_weights
 from mifo.types import Group, Phase, Problem, Rollout, Sampling, Verdict
 
 if TYPE_CHECKING:
@@ -14,26 +16,33 @@ if TYPE_CHECKING:
 
 
 def collect(run: Run, phase: Phase) -> tuple[Group, ...]:
-    """The groups of one turn; () where the phase draws no problems."""
+    """The groups of one turn; () where the phase draws no problems, or where the rollouts are none (`run.tainted` says why)."""
     if phase.prompts == 0:
         return ()
     parts, ledger = run.parts, run.ledger
     problems = run.stream.take(phase.prompts)
     ledger.saw_problems([p.id for p in problems])
     if phase.rollouts == 0:
-        return tuple(make_group(parts, p, (), ()) for p in problems)
+        return tuple(run.make_group(p, (), ()) for p in problems)
     prompts = [parts.corpus.encoded[p.id].prompt_ids for p in problems]
     seed = derive_seed(run.config.train.seed, "rollout", run.steps)
     with ledger.timed("rollout"), run.stop.window():
         run.sync_engine()
-        rollouts = run.engine.generate(prompts, phase.rollouts, _sampling(parts), seed)
+        try:
+            rollouts = run.engine.generate(prompts, phase.rollouts, _sampling(parts), seed)
+        except NumericsError as error:
+            check_weights(run.learner.policy.model)
+            run.tainted = bad_rollouts(error, problems)
+            return ()
     ledger.prefilled_tokens += sum(map(len, prompts))
     ledger.generated_tokens += sum(len(r.token_ids) for row in rollouts for r in row)
     for row in rollouts:
         assert all(r.weight_version == run.version for r in row), "rollouts of another version of the weights"
     with ledger.timed("reward"), run.stop.window():
-        verdicts = _grade(parts, problems, rollouts)
-    return tuple(make_group(parts, p, row, v) for p, row, v in zip(problems, rollouts, verdicts, strict=True))
+        verdicts = _grade(run, problems, rollouts)
+    groups = tuple(run.make_group(p, row, v) for p, row, v in zip(problems, rollouts, verdicts, strict=True))
+    run.tainted = bad_rewards(groups)
+    return groups
 
 
 def _sampling(parts: Parts) -> Sampling:
@@ -46,28 +55,30 @@ def _sampling(parts: Parts) -> Sampling:
     )
 
 
-def _grade(
-    parts: Parts, problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]]
-) -> list[tuple[Verdict, ...]]:
+def _grade(run: Run, problems: Sequence[Problem], rollouts: Sequence[Sequence[Rollout]]) -> list[tuple[Verdict, ...]]:
     answers = [
-        Answer(grader=problem.grader, gold=problem.answer, text=parts.chat.decode(rollout.token_ids))
+        Answer(grader=problem.grader, gold=problem.answer, text=run.parts.chat.decode(rollout.token_ids))
         for problem, row in zip(problems, rollouts, strict=True)
         for rollout in row
     ]
-    verdicts = iter(parts.grader.grade(answers))
+    graded = run.parts.grader.grade(answers)
+    run.failures.see(answers, graded)
+    verdicts = iter(graded)
     return [tuple(next(verdicts) for _ in row) for row in rollouts]
 
 
 def make_group(parts: Parts, problem: Problem, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> Group:
     """A problem of the training data with its rollouts, their verdicts, and the rewards these mean."""
     reward = parts.config.reward
+    rewards = tuple(reward.correct if v is Verdict.CORRECT else reward.incorrect for v in verdicts)
+    check_rewards(rewards, problem.id)
     encoded = parts.corpus.encoded[problem.id]
     return Group(
         problem=problem,
         prompt_ids=encoded.prompt_ids,
         rollouts=tuple(rollouts),
         verdicts=tuple(verdicts),
-        rewards=tuple(reward.correct if v is Verdict.CORRECT else reward.incorrect for v in verdicts),
+        rewards=rewards,
         demonstration_ids=encoded.demonstration_ids,
     )
 

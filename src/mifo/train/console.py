@@ -123,7 +123,19 @@ class RunDisplay:
                 highlight=False,
             )
         elif event == "alarm":
-            self.console.print(f"alarm: {record['alarm']} = {record['value']:.3g}", style="bold red", highlight=False)
+            self._alarm(
+                f"alarm: {record['alarm']} = {record['value']:.3g}, limit {record['limit']:.3g}: {record['advice']}"
+            )
+        elif event == "fault":
+            done = {"skip": "step skipped", "rollback": "step skipped, the one before undone", "warn": "step taken"}
+            self._alarm(f"{record['phase']}: {record['reason']} ({done[record['action']]}; samples in events.jsonl)")
+        elif event == "memory":
+            self._alarm(
+                f"out of memory: train.micro_batch_tokens is now {record['micro_batch_tokens']}, for the rest of the run"
+            )
+
+    def _alarm(self, text: str) -> None:
+        self.console.print(text, style="bold red", highlight=False, markup=False, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:

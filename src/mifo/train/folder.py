@@ -16,7 +16,10 @@ from mifo.train.checkpoint import Checkpoints, Retention, list_checkpoints, read
 from mifo.train.manifest import hash_json
 from mifo.train.storage import Storage, replace_file
 
-MAY_CHANGE_ON_RESUME = ("train.steps", "train.minutes", "run.", "train.threads", "reward.workers")
+MAY_CHANGE_ON_RESUME = (
+    "train.steps", "train.minutes", "run.", "train.threads", "reward.workers", "reward.seconds_per_answer",
+    "reward.worker_memory_mib", "reward.max_failure_share", "reward.failure_window", "reward.unsafe_code_execution",
+)  # fmt: skip
 CONFIG = "config.json"
 
 

@@ -7,7 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 from mifo.core.importance import FreezeReport
+from mifo.train.tally import UpdateReport
 from mifo.types import Group, Score, Verdict
+
+GAP_ADVICE = (
+    "the rollouts do not come from the weights that are trained: look for a stale or damaged copy, set rollout.compute = "
+    "'float32' if it is rounding, or correct for it with method.rl.importance_cap = 2"
+)
 
 
 def freeze_record(report: FreezeReport) -> dict[str, Any]:
@@ -29,6 +35,23 @@ def score_record(score: Score) -> dict[str, Any]:
     return plain
 
 
+def update_record(report: UpdateReport) -> dict[str, Any]:
+    """One update as plain data; of a fault only its kind, the event in events.jsonl holds the rest."""
+    plain = asdict(report)
+    plain["fault"] = None if report.fault is None else report.fault.kind
+    return plain
+
+
+def gap_alarm(reports: Sequence[UpdateReport]) -> dict[str, Any] | None:
+    """The gap between sampler and trainer, its limit and what to do, where the first update that measured it exceeds it."""
+    for report in reports:
+        if report.sampler_gap is not None and report.sampler_gap_limit is not None:
+            exceeded = report.sampler_gap > report.sampler_gap_limit
+            found = {"value": report.sampler_gap, "limit": report.sampler_gap_limit, "advice": GAP_ADVICE}
+            return found if exceeded else None
+    return None
+
+
 def group_metrics(groups: Sequence[Group]) -> dict[str, Any]:
     """Accuracy, reward, verdicts and lengths of the rollouts of one step; {} where there were none."""
     rollouts = [r for group in groups for r in group.rollouts]
@@ -39,6 +62,8 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "accuracy": sum(v is Verdict.CORRECT for v in verdicts) / len(verdicts),
         "reward": sum(r for group in groups for r in group.rewards) / len(rollouts),
         "verdicts": {v.value: verdicts.count(v) for v in Verdict},
+        "grading_errors": verdicts.count(Verdict.ERROR) / len(verdicts),
+        "grading_timeouts": verdicts.count(Verdict.TIMEOUT) / len(verdicts),
         "all_equal_groups": sum(len(set(group.rewards)) == 1 for group in groups) / len(groups),
         "response_length": sum(len(r.token_ids) for r in rollouts) / len(rollouts),
         "truncated": sum(r.stop == "length" for r in rollouts) / len(rollouts),

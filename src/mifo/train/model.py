@@ -120,7 +120,7 @@ def read_model_config(config: ModelConfig) -> Any:
     """The transformers configuration of the model, with RoPE base and context raised if asked for; loads no weights.
 
     Raises:
-        ModelError: it cannot be read, or is of an architecture that transformers does not know.
+        ModelError: it cannot be read, is of an architecture that transformers does not know, or states no context length.
     """
     path = resolve_model_path(config.path)
     try:
@@ -129,6 +129,12 @@ def read_model_config(config: ModelConfig) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_load_message("configuration", config.path, error)) from error
+    if not hasattr(model_config, "max_position_embeddings"):
+        raise ModelError(
+            f"model.path = '{config.path}': model type '{model_config.model_type}' states no longest context "
+            "(max_position_embeddings), as state-space models without attention do. Packing, prompts shared by a group and the "
+            "check of lengths need one. Use a model with attention and positions, such as Llama, Mistral or Qwen."
+        )
     stretch_context(model_config, config)
     return model_config
 

@@ -20,6 +20,7 @@ from mifo.core.logprobs import token_logprobs
 from mifo.data.pack import MicroBatch, pack
 from mifo.errors import ModelError
 from mifo.train.attention import NO_MASK, PACKED_ATTENTION, plan_attention
+from mifo.train.faults import check_weights
 from mifo.train.norm import fuse_norms
 from mifo.types import Sequence
 
@@ -57,12 +58,13 @@ class Policy:
                 f"{type(model).__name__} has no linear output layer, so its log-probs cannot be made in chunks."
             )
         self.head = head
+        check_weights(model)
         fuse_norms(model)
         self._check_head()
         self.layout: Layout = self._pick_layout(layout)
         if activation_checkpointing:
             model.train()
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _checkpoint_activations(model)
         else:
             model.eval()
 
@@ -72,10 +74,11 @@ class Policy:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
-        """The arithmetic of this policy; weights are cast once for all micro-batches inside one `with`."""
-        enabled = self.compute_dtype != torch.float32 and next(self.model.parameters()).dtype == torch.float32
-        with torch.autocast(self.device.type, dtype=self.compute_dtype if enabled else None, enabled=enabled):
+    def autocast(self, dtype: torch.dtype | None = None) -> Iterator[None]:
+        """The arithmetic of this policy, or another; weights are cast once for all micro-batches inside one `with`."""
+        dtype = dtype or self.compute_dtype
+        enabled = dtype != torch.float32 and next(self.model.parameters()).dtype == torch.float32
+        with torch.autocast(self.device.type, dtype=dtype if enabled else None, enabled=enabled):
             yield
 
     def token_stats(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -83,7 +86,7 @@ class Policy:
         batch = batch.to(self.device)
         hidden_TD = (self._packed if self.layout == "packed" else self._padded)(batch)
         if torch.is_autocast_enabled(self.device.type):
-            hidden_TD = hidden_TD.to(self.compute_dtype)
+            hidden_TD = hidden_TD.to(torch.get_autocast_dtype(self.device.type))
         with torch.autocast(self.device.type, enabled=False):
             return token_logprobs(hidden_TD, self.head.weight, batch.target_T, bias_V=self.head.bias)
 
@@ -166,6 +169,15 @@ class Policy:
             log.warning("packed forward pass failed: %s", error)
             return float("inf")
         return float((packed - plain).abs().max())
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    """Under either name: transformers renamed the switch and warns of the old name, which 5.17 alone has."""
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
 
 
 def _probe_ids(model: PreTrainedModel) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,25 @@ from mifo.data.chat import Chat
 from mifo.data.stream import ProblemStream
 from mifo.errors import NumericsError
 from mifo.methods import Method
-from mifo.rewards import Grader
+from mifo.rewards import FailureWatch, Grader
 from mifo.rollout.engine import Engine
 from mifo.train.checkpoint import Checkpoints, Snapshot
-from mifo.train.collect import collect
+from mifo.train.collect import collect, make_group
 from mifo.train.corpus import Corpus
+from mifo.train.faults import Fault, check_state, check_weights
+from mifo.train.guard import Guard
 from mifo.train.journal import Journal
-from mifo.train.learner import Learner, UpdateReport
+from mifo.train.learner import Learner
 from mifo.train.ledger import Ledger
-from mifo.train.metrics import freeze_record, group_metrics, score_record
+from mifo.train.metrics import freeze_record, gap_alarm, group_metrics, score_record, update_record
 from mifo.train.optim import ScheduledAdamW
 from mifo.train.samples import sample_records
 from mifo.train.state import Saving, plain_state, restore_snapshot, take_snapshot
 from mifo.train.stop import Stop
 from mifo.train.storage import Storage
+from mifo.train.tally import UpdateReport
 from mifo.train.turn import Turn
-from mifo.types import Group, Phase, Problem, Score, Update, Verdict
+from mifo.types import Group, Phase, Problem, Rollout, Score, Update, Verdict
 
 Evaluate = Callable[[Engine, Sequence[Problem]], Score]
 Listener = Callable[[str, Mapping[str, Any]], None]
@@ -72,6 +75,8 @@ class Run:
         self.journal = Journal(parts.folder, parts.storage)
         self.stop = parts.stop
         self.saving = Saving(parts.checkpoints, background=parts.config.run.background_checkpoints)
+        reward = parts.config.reward
+        self.failures = FailureWatch(max_share=reward.max_failure_share, window=reward.failure_window)
         self.ledger = Ledger(parameters=sum(p.numel() for p in parts.learner.parameters))
         self.steps = 0  # steps that drew problems: what train.steps counts
         self.iterations = 0  # turns of the loop, SFT updates of an interval included
@@ -81,6 +86,8 @@ class Run:
         self.scores: dict[str, Any] = {}
         self.frozen: dict[str, Any] | None = None
         self.freeze: ElementFreeze | None = None  # of the SFT phase under way
+        self.guard = Guard(parts.config.guard)
+        self.tainted: Fault | None = None  # what was collected in this turn cannot be learned from
         self.elapsed_before = 0.0
         self.verdicts_before: Mapping[str, int] = {}
         self.turn: Turn | None = None  # under way: collected, and not yet recorded
@@ -140,28 +147,43 @@ class Run:
     def collect(self, phase: Phase) -> tuple[Group, ...]:
         """Problems with rollouts, verdicts and rewards; () where the phase draws no problems."""
         if self.turn is None:  # otherwise the last session was stopped in the middle of this turn
-            self.turn = Turn(collect(self, phase))
+            self.turn = Turn(collect(self, phase), self.method.state_dict())
             self.mark()
         return self.turn.groups
 
     def learn(self, phase: Phase, updates: Sequence[Update]) -> list[UpdateReport]:
-        """The optimizer steps of this turn. π_old is computed beforehand only for updates after the first."""
+        """The optimizer steps of this turn. π_old is computed beforehand only for updates after the first.
+
+        Raises:
+            NumericsError: too many updates in a row were skipped, or weights are not finite.
+        """
+        self.guard.begin(phase.name)
+        if self.tainted is not None:
+            fault, self.tainted = self.tainted, None
+            self._heed(phase, fault)
+            self._count(phase, (), ())
+            return []
         importance = self.parts.importance
         if phase.freeze is not None and importance is not None and self.freeze is None:
             self.freeze = ElementFreeze(
                 importance.marks, importance.parameters, mode=phase.freeze.mode, snapshot=importance.start
             )
-        optimizer = self.parts.optimizers[phase.optimizer]
+        assert self.turn is not None
+        optimizer, budget = self.parts.optimizers[phase.optimizer], self.learner.micro_batch_tokens
         with self.ledger.timed(phase.name):
-            assert self.turn is not None
             with self.stop.window():
                 updates = self.turn.prepared(updates, self._with_old_policy)
-            reports = self.turn.reports
-            for update in updates[len(reports) :]:  # all, unless the last session was stopped among them
-                reports.append(self.learner.apply(update, optimizer, freeze=self.freeze))
-        self.version += len(reports)
-        self._count(phase, updates, reports)
-        return reports
+            budget = self._heed_budget(budget)
+            self.mark()
+            for update in updates[len(self.turn.reports) :]:  # all, unless the last session was stopped among them
+                report = self.learner.apply(update, optimizer, freeze=self.freeze, guard=self.guard)
+                self.turn.reports.append(report)
+                self.version += report.moved
+                self._heed(phase, report.fault)
+                budget = self._heed_budget(budget)
+                self.mark()
+        self._count(phase, updates, self.turn.reports)
+        return self.turn.reports
 
     def record(self, phase: Phase, groups: Sequence[Group], reports: Sequence[UpdateReport]) -> None:
         """Metrics and samples of this turn; counts it."""
@@ -177,12 +199,13 @@ class Run:
             "tokens_per_second": self._tokens_per_second(groups),
             **self.method.progress(),
             **group_metrics(groups),
-            "updates": [asdict(report) for report in reports],
+            "updates": [update_record(report) for report in reports],
         }
         self.emit("metrics", record)
         for sample in sample_records(groups, self.config.run.samples_per_step, self.parts.chat.decode):
             self.emit("samples", {"step": self.steps, **sample})
-        self._watch_sampler(reports)
+        if (alarm := gap_alarm(reports)) is not None:
+            self.emit("events", {"event": "alarm", "step": self.steps, "alarm": "sampler_gap", **alarm})
         self.turn = None
         self.mark()
 
@@ -254,7 +277,11 @@ class Run:
             return None
         with self.ledger.timed("evaluation"), self.stop.window():
             self.sync_engine()
-            score = self.parts.evaluate(self.engine, self.parts.corpus.evaluation[:problems])
+            try:
+                score = self.parts.evaluate(self.engine, self.parts.corpus.evaluation[:problems])
+            except NumericsError:
+                check_weights(self.learner.policy.model)  # says more, where they are the reason
+                raise
         record = {"event": "evaluation", "label": label, "step": self.steps, "phase": self.phase, **score_record(score)}
         self.emit("events", record)
         return score
@@ -266,6 +293,10 @@ class Run:
         if self.engine.version != self.version:
             self.engine.update(self.learner.policy.model, self.version)
 
+    def make_group(self, problem: Problem, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> Group:
+        """A problem of the training data with its rollouts, their verdicts, and the rewards these mean."""
+        return make_group(self.parts, problem, rollouts, verdicts)
+
     def _with_old_policy(self, update: Update) -> Update:
         """π_old of an update that comes after others of the same rollouts: the policy as it is now, before any of them."""
         if not any(term.uses_old_policy for term in update.terms):
@@ -274,12 +305,13 @@ class Run:
 
     def _count(self, phase: Phase, updates: Sequence[Update], reports: Sequence[UpdateReport]) -> None:
         ledger = self.ledger
-        ledger.updates += len(reports)
+        ledger.updates += sum(r.taken for r in reports)
         tokens, fed = sum(r.tokens for r in reports), sum(r.fed_tokens for r in reports)
         if phase.name == "sft":
             ledger.sft_steps += 1
             ledger.sft_tokens, ledger.sft_fed_tokens = ledger.sft_tokens + tokens, ledger.sft_fed_tokens + fed
-            ids = [s.problem_id for update in updates for s in update.sequences]
+            taken = [update for update, report in zip(updates, reports, strict=True) if report.taken]
+            ids = [s.problem_id for update in taken for s in update.sequences]
             ledger.used_demonstrations(ids)
             if self.meters and "after" not in self.meters[-1]:
                 self.meters[-1]["demonstrations"] += len(ids)
@@ -294,12 +326,18 @@ class Run:
         tokens = sum(len(r.token_ids) for group in groups for r in group.rollouts)
         return tokens / seconds if tokens else None
 
-    def _watch_sampler(self, reports: Sequence[UpdateReport]) -> None:
-        gaps = [report.sampler_gap for report in reports if report.sampler_gap is not None]
-        plain = self.config.rollout.temperature == 1.0 and self.config.rollout.top_p == 1.0
-        if plain and gaps and gaps[0] > self.config.rollout.gap_alarm:
-            self.emit("events", {"event": "alarm", "step": self.steps, "alarm": "sampler_gap", "value": gaps[0]})
-            raise_if_nan(gaps[0])
+    def _heed(self, phase: Phase, fault: Fault | None) -> None:
+        """Write down what is wrong with an update, and stop where too many were."""
+        if fault is not None:
+            self.emit("events", {"event": "fault", "step": self.steps, "phase": phase.name, **fault.record()})
+        self.guard.count(fault)
+
+    def _heed_budget(self, before: int) -> int:
+        """Write down that memory ran out and micro-batches are smaller now; returns their tokens."""
+        now = self.learner.micro_batch_tokens
+        if now != before:
+            self.emit("events", {"event": "memory", "step": self.steps, "micro_batch_tokens": now, "before": before})
+        return now
 
     def emit(self, stream: str, record: Mapping[str, Any]) -> None:
         """Write a record to the run folder and show it."""
@@ -317,7 +355,9 @@ class Run:
 
         Raises:
             CheckpointError: this save, or the one before it, failed.
+            NumericsError: weights or moments are not finite; the checkpoints there are stay as they are.
         """
+        check_state(self.learner.policy.model, self.parts.optimizers, "a checkpoint would hold weights or moments")
         with self.ledger.timed("checkpoint"):
             self.journal.sync()
             self.saving.save(self.snapshot)
@@ -355,11 +395,3 @@ class Run:
         lost = self.journal.load_state_dict({}) if snapshot is None else restore_snapshot(self, snapshot)
         for log, missing in lost.items():
             self.emit("events", {"event": "log_lost", "log": log, "bytes": missing})
-
-
-def raise_if_nan(gap: float) -> None:
-    """A sampler gap that is not a number means that one of the two log-probs is not."""
-    if gap != gap:
-        raise NumericsError(
-            "log-probs of sampler and trainer are not comparable: one of them is NaN. Weights diverged."
-        )

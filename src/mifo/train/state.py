@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mifo.errors import CheckpointError
 from mifo.train.checkpoint import Checkpoints, Snapshot
-from mifo.train.collect import make_group
+from mifo.train.faults import check_state
 from mifo.train.turn import load_turn
 from mifo.train.writer import CheckpointWriter
 
@@ -63,11 +63,14 @@ def plain_state(run: Run) -> dict[str, Any]:
         "elapsed": run.elapsed,
         "verdicts": dict(run.grader_counts),
         "stream": run.stream.state_dict(),
-        "method": run.method.state_dict(),
+        "method": run.method.state_dict() if run.turn is None else run.turn.method,
         "ledger": run.ledger.state_dict(),
         "journal": run.journal.state_dict(),
         "data": run.parts.corpus.fingerprint,
         "reference": run.parts.reference_hash,
+        "guard": run.guard.state_dict(),
+        "micro_batch_tokens": run.learner.micro_batch_tokens,
+        "sampler_watch": watch.state_dict() if (watch := run.learner.sampler_watch) is not None else None,
     }
 
 
@@ -87,6 +90,8 @@ def take_snapshot(run: Run, plain: Mapping[str, Any]) -> Snapshot:
     if run.parts.importance is not None:
         state = run.parts.importance.state_dict()
         tensors["importance"] = {f"{key}.{i}": t for key, rows in state.items() for i, t in enumerate(rows)}
+    if run.guard.good.held:
+        tensors["rollback"] = run.guard.good.state_tensors()
     if run.turn is not None:
         tensors["turn"] = run.turn.tensors()
     return Snapshot(
@@ -121,8 +126,7 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
         )
     _copy_parameters(run.learner.policy.model, snapshot.tensors["model"])
     for name, optimizer in run.parts.optimizers.items():
-        moments = {key: tensor.clone() for key, tensor in snapshot.tensors.get(name, {}).items()}
-        optimizer.load(state["optimizers"][name], moments)
+        optimizer.load(state["optimizers"][name], _cloned(snapshot.tensors.get(name, {})))
     if run.parts.importance is not None:
         rows: dict[str, list[Any]] = {"importance": [], "start": [], "frozen_zeros": []}
         stored = snapshot.tensors["importance"]
@@ -136,12 +140,24 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
     run.stream.load_state_dict(state["stream"])
     run.method.load_state_dict(state["method"])
     run.ledger.load_state_dict(state["ledger"])
-    problems = {p.id: p for p in run.parts.corpus.train}
+    run.guard.load_state_dict(state["guard"], _cloned(snapshot.tensors.get("rollback", {})))
+    run.learner.micro_batch_tokens = state["micro_batch_tokens"]
+    if run.learner.sampler_watch is not None:
+        run.learner.sampler_watch.load_state_dict(state["sampler_watch"])
+    check_state(run.learner.policy.model, run.parts.optimizers, "the checkpoint holds weights or moments")
     if state["turn"] is not None:
+        problems = {p.id: p for p in run.parts.corpus.train}
         run.turn = load_turn(
-            state["turn"], snapshot.tensors["turn"], lambda name, *rest: make_group(run.parts, problems[name], *rest)
+            state["turn"],
+            snapshot.tensors["turn"],
+            state["method"],
+            lambda name, *rest: run.make_group(problems[name], *rest),
         )
     return run.journal.load_state_dict(state["journal"])
+
+
+def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def hash_weights(model: nn.Module) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mifo.train.learner import UpdateReport
+from mifo.train.faults import Fault, Sample
+from mifo.train.tally import UpdateReport
 from mifo.types import Group, Rollout, Update, Verdict
 
 OldLogprobs = tuple[tuple[float, ...], ...]
@@ -26,9 +27,14 @@ MakeGroup = Callable[[str, Sequence[Rollout], Sequence[Verdict]], Group]
 
 @dataclass(slots=True)
 class Turn:
-    """Groups collected, the old log-probs of each update (None before they are known), and reports of the updates applied."""
+    """A turn whose groups are collected.
+
+    `method` is the state of the method before it saw them. `old_logprobs` are those of each update, None before they are
+    known; `reports` those of the updates applied.
+    """
 
     groups: tuple[Group, ...]
+    method: Mapping[str, Any]
     old_logprobs: tuple[OldLogprobs | None, ...] | None = None
     reports: list[UpdateReport] = field(default_factory=list)
 
@@ -71,12 +77,15 @@ class Turn:
         }
 
 
-def load_turn(state: Mapping[str, Any], tensors: Mapping[str, Tensor], make_group: MakeGroup) -> Turn:
+def load_turn(
+    state: Mapping[str, Any], tensors: Mapping[str, Tensor], method: Mapping[str, Any], make_group: MakeGroup
+) -> Turn:
     """What `state_dict` and `tensors` gave.
 
     Args:
         state: plain data.
         tensors: the tensors.
+        method: state of the method before the turn.
         make_group: a group from a problem's id, its rollouts and their verdicts.
     """
     tokens = _rows(tensors["tokens"], tensors["lengths"])
@@ -94,7 +103,14 @@ def load_turn(state: Mapping[str, Any], tensors: Mapping[str, Tensor], make_grou
             tuple(_rows(tensors[f"old.{i}"], tensors[f"old_lengths.{i}"])) if f"old.{i}" in tensors else None
             for i in range(state["updates"])
         )
-    return Turn(tuple(groups), old, [UpdateReport(**report) for report in state["reports"]])
+    return Turn(tuple(groups), method, old, [_report(report) for report in state["reports"]])
+
+
+def _report(plain: Mapping[str, Any]) -> UpdateReport:
+    fault = plain["fault"]
+    if fault is not None:
+        fault = Fault(**{**fault, "samples": tuple(Sample(**sample) for sample in fault["samples"])})
+    return UpdateReport(**{**plain, "fault": fault})
 
 
 def _rows(values: Tensor, lengths: Tensor) -> Iterator[tuple[Any, ...]]:

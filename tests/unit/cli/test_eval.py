@@ -89,3 +89,13 @@ def test_a_context_that_is_too_short(run_folder, capsys):
     message = capsys.readouterr().err
     assert "--max-tokens = 512 do not fit the 256 positions" in message
     assert "Lower --max-tokens to" in message
+
+
+def test_a_prompt_that_fills_the_context_is_not_helped_by_fewer_tokens(run_folder, tmp_path, capsys):
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"id": "long-one", "problem": "7" * 300, "answer": "7"}))
+    assert main(["eval", str(run_folder / "export"), "--data", str(own), "--max-tokens", "4"]) == 2
+    message = capsys.readouterr().err
+    assert "the prompt of problem 'long-one' has" in message
+    assert "Leave such problems out" in message
+    assert "Lower --max-tokens" not in message

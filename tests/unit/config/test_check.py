@@ -53,6 +53,10 @@ CASES = [
     (rl(constant_tokens=100), ["method.rl.constant_tokens = 100", "method.rl.normalizer = 'token'", "leave"]),
     (rl(clip_low=1.0), ["method.rl.clip_low = 1", "must be below 1"]),
     (rl(dual_clip=1.0), ["method.rl.dual_clip = 1", "must exceed 1"]),
+    (
+        {**rl(importance_cap=2.0), "rollout": {"temperature": 0.6}},
+        ["method.rl.importance_cap = 2", "rollout.temperature = 0.6", "rollout.top_p = 1", "Use 1 for both"],
+    ),
     ({"train": {"micro_batch_tokens": 1}}, ["train.micro_batch_tokens = 1", "Use at least a few hundred"]),
     (mifo(sft={"constant_tokens": 9}), ["method.sft.constant_tokens = 9", "method.sft.normalizer = 'token'"]),
     (mifo(sft_batch_size=65), ["method.sft_batch_size = 65", "method.buffer_size = 64", "Lower it, or use none"]),
@@ -87,6 +91,7 @@ def test_refused(tables, words):
         {"data": {"train": "a.jsonl", "evaluation": "none", "box_answers": True, "verify_demonstrations": False}},
         rl(constant_tokens=100, normalizer="constant"),
         rl(rollouts_per_prompt=2, prompts_per_step=9, updates_per_step=3, clip_low=None, dual_clip=3.0),
+        rl(importance_cap=2.0),
         mifo(sft_batch_size=64, buffer_order="lifo"),
         mifo(optimizers="shared"),
         mifo(token_fraction=1.0, freeze_top=0.0),

@@ -31,6 +31,7 @@ HOLDERS = {
     schema.RewardConfig: {"reward"},
     schema.RolloutConfig: {"rollout"},
     schema.OptimizerConfig: {"settings", "config", "optimizer"},
+    schema.GuardConfig: {"settings"},
     schema.PolicyGradientConfig: {"rl"},
     schema.ImitationConfig: {"sft"},
     schema.GrpoMethod: {"method"},

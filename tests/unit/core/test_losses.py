@@ -5,11 +5,18 @@ import math
 import pytest
 import torch
 
-from mifo.core.losses import CrossEntropy, EntropyBonus, KlToReference, PolicyGradient, importance_ratio
+from mifo.core.losses import (
+    CrossEntropy,
+    EntropyBonus,
+    KlToReference,
+    PolicyGradient,
+    importance_ratio,
+    truncated_importance,
+)
 from mifo.types import TokenStats
 
 
-def stats(logp, weight, old=None, ref=None, entropy=None):
+def stats(logp, weight, old=None, ref=None, entropy=None, sampler=None):
     logp = torch.tensor(logp, dtype=torch.float64, requires_grad=True)
     return TokenStats(
         logp_T=logp,
@@ -18,6 +25,7 @@ def stats(logp, weight, old=None, ref=None, entropy=None):
         sequence_T=torch.zeros(len(logp), dtype=torch.long),
         old_logp_T=None if old is None else torch.tensor(old, dtype=torch.float64),
         ref_logp_T=None if ref is None else torch.tensor(ref, dtype=torch.float64),
+        sampler_logp_T=None if sampler is None else torch.tensor(sampler, dtype=torch.float64),
     )
 
 
@@ -126,3 +134,56 @@ def test_psft_first_mini_batch_is_sft():
     moved = stats([-0.5, -2.0], [1.0, 1.0], old=[-1.5, -2.0])
     PolicyGradient(0.2, 0.28)(moved).sum().backward()
     assert moved.logp_T.grad.tolist() == [0.0, -1.0]
+
+
+def slow_truncated_objective(logp, old, sampler, advantage, low, high, cap):
+    """Token by token, as printed: −min(π_old/π_sampler, C) · min(rA, clip(r, 1−ε_l, 1+ε_h) A)."""
+    values = []
+    for new, before, drawn, a in zip(logp, old, sampler, advantage, strict=True):
+        r = math.exp(new) / math.exp(before)
+        clipped = min(max(r, 1 - low), 1 + high)
+        values.append(-min(math.exp(before) / math.exp(drawn), cap) * min(r * a, clipped * a))
+    return values
+
+
+def test_truncated_importance_equals_the_slow_version_and_has_no_gradient_of_its_own():
+    draw = torch.Generator().manual_seed(0)
+    logp, old, sampler = (-3 * torch.rand(50, generator=draw, dtype=torch.float64) for _ in range(3))
+    advantage = torch.randn(50, generator=draw, dtype=torch.float64)
+    s = stats(logp.tolist(), advantage.tolist(), old=old.tolist(), sampler=sampler.tolist())
+    loss = PolicyGradient(0.2, 0.3, None, 2.0)
+    expected = slow_truncated_objective(*(t.tolist() for t in (logp, old, sampler, advantage)), 0.2, 0.3, 2.0)
+    assert loss(s).tolist() == pytest.approx(expected, rel=1e-12)
+    weights = truncated_importance(s, 2.0)
+    assert not weights.requires_grad
+    assert 0 < int((weights == 2.0).sum()) < 50  # the cap acts on some and not on others
+    loss(s).sum().backward()
+    plain = stats(logp.tolist(), advantage.tolist(), old=old.tolist())
+    PolicyGradient(0.2, 0.3)(plain).sum().backward()
+    torch.testing.assert_close(s.logp_T.grad, weights * plain.logp_T.grad, rtol=1e-12, atol=0.0)
+
+
+def test_importance_of_on_policy_tokens_is_that_of_the_current_policy():
+    """Without π_old the current policy stands in for it, detached: the weight is a constant."""
+    s = stats([-1.0, -2.0], [1.0, 1.0], sampler=[-1.5, -4.0])
+    assert truncated_importance(s, 10.0).tolist() == pytest.approx([math.exp(0.5), math.exp(2.0)])
+    assert truncated_importance(s, 2.0).tolist() == pytest.approx([math.exp(0.5), 2.0])
+    PolicyGradient(importance_cap=2.0)(s).sum().backward()
+    assert s.logp_T.grad.tolist() == pytest.approx([-math.exp(0.5), -2.0])
+
+
+def test_importance_makes_the_sampler_s_gradient_that_of_the_trainer():
+    """In expectation over the sampler's draws; without the weights it is another gradient."""
+    draw = torch.Generator().manual_seed(1)
+    trainer, sampler = (torch.randn(6, generator=draw, dtype=torch.float64).log_softmax(0) for _ in range(2))
+    advantage = torch.randn(6, generator=draw, dtype=torch.float64)
+
+    def expected_gradient(probabilities, cap):
+        s = stats(trainer.tolist(), advantage.tolist(), sampler=sampler.tolist())
+        loss = PolicyGradient(None, None, None, cap)
+        (probabilities * loss(s)).sum().backward()
+        return s.logp_T.grad
+
+    wanted = expected_gradient(trainer.exp(), None)
+    torch.testing.assert_close(expected_gradient(sampler.exp(), 1e9), wanted, rtol=1e-12, atol=0.0)
+    assert float((expected_gradient(sampler.exp(), None) - wanted).norm()) > 0.1 * float(wanted.norm())

@@ -37,13 +37,15 @@ def verl(**changes):
         (["prompt", "completion", "answer"], "trl"),
         (["messages", "ground_truth"], "trl"),
         (["prompt", "solution"], "trl"),
+        (["task_id", "prompt", "entry_point", "canonical_solution", "test"], "coding"),
+        (["task_id", "text", "code", "test_list", "test_setup_code"], "coding"),
     ],
 )
 def test_schemas_are_recognised_by_their_columns(columns, schema):
     assert schema_of(columns) == schema
 
 
-@pytest.mark.parametrize("columns", [[], ["sentence", "label"], ["prompt", "test", "entry_point"], ["problem"]])
+@pytest.mark.parametrize("columns", [[], ["sentence", "label"], ["prompt", "entry_point"], ["problem"]])
 def test_unknown_columns_are_listed_with_what_is_accepted(columns):
     with pytest.raises(DataError, match="accepted are mifo: problem") as caught:
         schema_of(columns)

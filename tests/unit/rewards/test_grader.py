@@ -169,7 +169,8 @@ HANGS = [
 
 @pytest.mark.parametrize("answer", HANGS)
 def test_a_hang_costs_the_limit_and_the_next_answer_is_graded(hasty, answer):
-    assert hasty.grade([math("8", "2^3")]) == [Verdict.CORRECT]  # the worker is up: its start is not counted
+    fresh = f"z+{abs(hash(answer))}"  # not in the cache, so that a worker is up: its start is not counted
+    assert hasty.grade([math(fresh, f"{fresh[2:]}+z")]) == [Verdict.CORRECT]
     start = time.monotonic()
     (verdict,) = hasty.grade([math("5", answer)])
     assert time.monotonic() - start < LIMIT + 1.0
@@ -234,7 +235,7 @@ def equal(gold, parts):  # as sympy does, which takes any exception for "cannot 
 def test_running_out_of_memory_is_an_error_not_a_wrong_answer(monkeypatch, bomb):
     plant = f"import mifo.rewards.compare as c; exec({bomb!r}, c.__dict__); from mifo"
     monkeypatch.setattr(pool, "_BOOT", pool._BOOT.replace("from mifo", plant, 1))
-    with Grader(memory_mib=1024) as grader:
+    with Grader(memory_mib=1024, seconds_per_answer=30.0) as grader:
         assert grader.grade([math("5+x", "x+5"), math("6+x", "x+6")]) == [Verdict.ERROR, Verdict.ERROR]
 
 

@@ -108,6 +108,22 @@ def test_generate_engine_marks_versions_and_refuses_broken_logits(make_model):
         engine.generate([(1, 2)], 1, Sampling(max_tokens=2), seed=0)
 
 
+@pytest.mark.parametrize("kind", ["local", "generate"])
+@pytest.mark.parametrize("max_batch_rows", [None, 4])
+def test_broken_rollouts_are_named(make_model, kind, max_batch_rows):
+    """One prompt holds a token whose embedding is broken: its rollouts are named, and no other's of the same batch."""
+    model = make_model(tied=False)
+    engine = make_engine(model, kind=kind, dtype=torch.float32, max_batch_rows=max_batch_rows)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = float("nan")
+    engine.update(model, version=1)
+    with pytest.raises(NumericsError, match="log-probs of 2 of 4") as caught:
+        engine.generate([(1, 2), (7, 2), (3, 4), (5,)], 2, Sampling(max_tokens=1), seed=0) if max_batch_rows else (
+            engine.generate([(1, 2), (7, 2)], 2, Sampling(max_tokens=1), seed=0)
+        )
+    assert caught.value.rollouts == ((1, 0), (1, 1))
+
+
 def test_generate_engine_uses_autocast_for_another_dtype(make_model, ragged_prompts):
     model = make_model(initializer_range=0.1)
     exact = engine_of(model, "generate").generate(ragged_prompts, 1, Sampling(max_tokens=1), seed=0)

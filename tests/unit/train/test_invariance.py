@@ -290,6 +290,7 @@ def test_padded_layout_agrees_with_packed():
     torch.testing.assert_close(packed, padded, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_activation_checkpointing_leaves_the_gradient():
     terms = (Term(name="ce", loss=CrossEntropy()),)
     sequences = make_sequences([6, 3, 15], vocabulary=80, terms=["ce"])

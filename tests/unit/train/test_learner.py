@@ -1,12 +1,14 @@
 """What the learner reports is what it did; what it refuses it leaves untouched."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from builders import make_sequences
 
 from mifo.config.schema import OptimizerConfig
-from mifo.core.losses import CrossEntropy, KlToReference, PolicyGradient
-from mifo.errors import NumericsError
+from mifo.core.losses import KlToReference, PolicyGradient
+from mifo.train.gap import SamplerWatch
 from mifo.train.learner import Learner
 from mifo.train.model import tiny_model
 from mifo.train.optim import ScheduledAdamW, learning_rate
@@ -64,6 +66,50 @@ def test_sampler_gap_is_the_mean_difference():
     assert report.sampler_gap == pytest.approx(sum(gaps) / len(gaps), rel=1e-5)
 
 
+def test_sampler_gap_of_a_later_update_is_that_to_the_policy_that_was_sampled():
+    """After a step the weights have moved on purpose: that is no gap. The gap is measured to π_old, with nothing fed as well."""
+    policy = Policy(tiny_model(seed=0))
+    learner = Learner(policy, micro_batch_tokens=10**6, sampler_watch=SamplerWatch(None, torch.float32))
+    sequences = update_of([6, 8], policy).sequences
+    old = tuple(learner.logprobs(sequences))
+    own = tuple(replace(s, sampler_logprobs=row) for s, row in zip(sequences, old, strict=True))
+    optimizer = ScheduledAdamW(policy.parameters, OptimizerConfig(learning_rate=0.05))
+    learner.apply(Update(sequences=own, terms=(PG,)), optimizer)
+    moved = learner.logprobs(sequences)
+    assert max(abs(a - b) for a, b in zip(sum(old, ()), sum(moved, ()), strict=True)) > 0.01
+    assert learner.apply(Update(sequences=own, terms=(PG,), old_logprobs=old), optimizer).sampler_gap == 0.0
+    flat = tuple(replace(s, weights={"pg": 0.0}) for s in sequences)
+    report = learner.apply(Update(sequences=flat, terms=(PG,), old_logprobs=old), optimizer)
+    gaps = [abs(a - b) for s, row in zip(flat, old, strict=True) for a, b in zip(s.sampler_logprobs, row, strict=True)]
+    assert report.sampler_gap == pytest.approx(sum(gaps) / len(gaps), rel=1e-5)
+    assert (report.entropy, report.clip_fraction) == (None, None)  # not 0: nothing was fed, so nothing was measured
+
+
+def test_the_gap_is_measured_where_nothing_is_fed():
+    """All groups all-equal: some rollouts are scored for the alarm, and their entropy is reported; nothing is trained."""
+    policy = Policy(tiny_model(seed=0))
+    watch = SamplerWatch(None, torch.float32)
+    flat = tuple(replace(s, weights={"pg": 0.0}) for s in update_of([120, 90, 70, 60], policy).sequences)
+    optimizer = ScheduledAdamW(policy.parameters, OptimizerConfig())
+    blind = Learner(policy, micro_batch_tokens=10**6).apply(Update(sequences=flat, terms=(PG,)), optimizer)
+    assert (blind.sampler_gap, blind.entropy, blind.clip_fraction, blind.tokens) == (None, None, None, 0)
+    learner = Learner(policy, micro_batch_tokens=50, sampler_watch=watch)
+    scored = learner.logprobs(flat[:3])  # 256 tokens are enough: the fourth is left alone
+    report = learner.apply(Update(sequences=flat, terms=(PG,)), optimizer)
+    gaps = [
+        abs(a - b) for s, row in zip(flat, scored, strict=False) for a, b in zip(s.sampler_logprobs, row, strict=True)
+    ]
+    assert len(gaps) == 280
+    assert report.sampler_gap == pytest.approx(sum(gaps) / len(gaps), rel=1e-4)
+    assert report.sampler_gap > report.sampler_gap_limit == 1e-3
+    assert 3.0 < report.entropy < 6.0
+    assert (report.tokens, report.fed_tokens, report.trained_sequences) == (0, 0, 0)
+    few = (replace(flat[0], weights={"pg": 1.0}), *flat[1:])  # 120 tokens are fed, so 136 more are wanted
+    report = learner.apply(Update(sequences=few, terms=(PG,)), optimizer)
+    assert report.tokens == 120
+    assert report.sampler_gap is not None
+
+
 def test_old_policy_of_a_later_update_is_the_one_before_any_update():
     """With π_old computed beforehand the ratio differs from 1 after a step; without it the clip could never act."""
     policy = Policy(tiny_model(seed=0))
@@ -93,27 +139,6 @@ def test_logprobs_come_back_in_order_whatever_the_packing():
     assert [len(row) for row in whole] == [3, 30, 1, 12, 7]
     for a, b in zip(whole, cut, strict=True):
         assert a == pytest.approx(b, rel=1e-9)
-
-
-def test_a_gradient_that_is_not_finite_leaves_everything_untouched():
-    policy = Policy(tiny_model(seed=0))
-    term = Term(name="ce", loss=CrossEntropy())
-    optimizer = ScheduledAdamW(policy.parameters, OptimizerConfig(learning_rate=0.1))
-    learner = Learner(policy, micro_batch_tokens=10**6)
-    learner.apply(update_of([4, 5], policy, term), optimizer)
-    before = [p.detach().clone() for p in policy.parameters]
-    moments = [optimizer.optimizer.state[p]["exp_avg"].clone() for p in policy.parameters]
-    poisoned = update_of([4, 5], policy, term)
-    bad = type(poisoned.sequences[0])(
-        problem_id="x", prompt_ids=(1, 2), response_ids=(3, 4), weights={"ce": float("inf")}
-    )
-    with pytest.raises(NumericsError, match="gradient norm"):
-        learner.apply(Update(sequences=(*poisoned.sequences, bad), terms=(term,)), optimizer)
-    assert optimizer.updates == 1
-    for parameter, old, moment in zip(policy.parameters, before, moments, strict=True):
-        assert torch.equal(parameter, old)
-        assert torch.equal(optimizer.optimizer.state[parameter]["exp_avg"], moment)
-        assert parameter.grad is None
 
 
 def test_an_update_of_all_equal_groups_is_a_step_with_gradient_zero():

@@ -1,15 +1,18 @@
 """Run as two processes by test_two_ranks: gradients over gloo against one process, and sharded top-k against one shard."""
 
 import sys
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from builders import make_sequences
 
+from mifo.config.schema import OptimizerConfig
 from mifo.core.losses import CrossEntropy, PolicyGradient
 from mifo.core.topk import Shards, select_top_k
 from mifo.train.learner import Learner
 from mifo.train.model import tiny_model
+from mifo.train.optim import ScheduledAdamW
 from mifo.train.parallel import World, current_world
 from mifo.train.policy import Policy
 from mifo.types import Term, Update
@@ -28,6 +31,22 @@ def gradient(policy, sequences, world):
     return flat
 
 
+def faults_are_shared(policy, everything, world):
+    """A number that is not finite on one rank stops the step on all; that rank names the sample, all report the same."""
+    optimizer = ScheduledAdamW(policy.parameters, OptimizerConfig())
+    learner = Learner(policy, micro_batch_tokens=30, world=world)
+    before = [p.detach().clone() for p in policy.parameters]
+    good = everything[2 * world.rank : 2 * world.rank + 2]
+    bad = [replace(good[0], weights={"pg": float("nan"), "ce": 1.0}), good[1]] if world.rank == 1 else good
+    report = learner.apply(Update(sequences=tuple(bad), terms=TERMS), optimizer)
+    assert not report.taken
+    assert [s.problem_id for s in report.fault.samples] == ([good[0].problem_id] if world.rank == 1 else [])
+    assert all(torch.equal(p, old) for p, old in zip(policy.parameters, before, strict=True))
+    whole = learner.apply(Update(sequences=tuple(good), terms=TERMS), optimizer)
+    assert whole.taken
+    assert whole.tokens == sum(len(s.response_ids) for s in everything)
+
+
 def main():
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -43,6 +62,7 @@ def main():
         mine = gradient(policy, [everything[i] for i in parts[world.rank]], world)
         whole = gradient(policy, [everything[i] for part in parts for i in part], World())
         torch.testing.assert_close(mine, whole, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+    faults_are_shared(policy, everything, world)
     values = [torch.randint(0, 5, (n,), generator=torch.Generator().manual_seed(n)).float() for n in (41, 6, 100)]
     pieces = [v.tensor_split(2)[world.rank].contiguous() for v in values]
     masks = select_top_k(pieces, 60, Shards(world.rank, world.size, world.all_sum))

@@ -1,0 +1,74 @@
+"""What a micro-batch holds, row by row: which sequences are worth feeding, and what each term sees of them.
+
+Legend: T response tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mifo.core.select import kept_count
+from mifo.types import Sequence, Term, TokenStats, Update
+
+
+def live_sequences(update: Update) -> list[int]:
+    """Sequences that can have a gradient: an all-equal group without other terms is left out, exactly."""
+    return [i for i, s in enumerate(update.sequences) if s.response_ids and any(s.weights.values())]
+
+
+def counted_tokens(term: Term, sequence: Sequence) -> int:
+    """Tokens of a sequence in the denominator of a term; 0 if the term does not see it."""
+    if term.name not in sequence.weights:
+        return 0
+    length = len(sequence.response_ids)
+    if term.denominator == "kept" and term.select is not None:
+        return kept_count(length, term.select.fraction)
+    return length
+
+
+def first_tokens(sequences: SequenceOf[Sequence], tokens: int) -> list[Sequence]:
+    """The first sequences that hold at least so many response tokens together (all of them, if they hold fewer)."""
+    chosen, held = [], 0
+    for sequence in sequences:
+        if held >= tokens:
+            break
+        if sequence.response_ids:
+            chosen.append(sequence)
+            held += len(sequence.response_ids)
+    return chosen
+
+
+def token_rows(values: SequenceOf[SequenceOf[float]], like: Tensor) -> Tensor:
+    """The values of several sequences end to end, [T], on the device and in the type of `like`."""
+    return like.new_tensor([value for row in values for value in row])
+
+
+def is_sampled(sequences: SequenceOf[Sequence], sequence_T: Tensor) -> Tensor:
+    """Which tokens come from the rollout engine, bool [T]; the others are a demonstration's."""
+    flags = [s.sampler_logprobs is not None for s in sequences]
+    return torch.tensor(flags, device=sequence_T.device)[sequence_T]
+
+
+def sampler_rows(sequences: SequenceOf[Sequence], sequence_T: Tensor, old_T: Tensor) -> Tensor | None:
+    """log π_sampler, [T], and of π_old where a token was not sampled, so that its importance weight is 1; None without any."""
+    if all(s.sampler_logprobs is None for s in sequences):
+        return None
+    rows = [[0.0] * len(s.response_ids) if s.sampler_logprobs is None else s.sampler_logprobs for s in sequences]
+    return torch.where(is_sampled(sequences, sequence_T), token_rows(rows, old_T), old_T)
+
+
+def view(term: Term, stats: TokenStats, sequences: SequenceOf[Sequence]) -> TokenStats:
+    """What one term sees of a micro-batch: its own weights, and nothing that it did not ask for."""
+    weights = stats.logp_T.new_tensor([s.weights.get(term.name, 0.0) for s in sequences])
+    return replace(
+        stats,
+        entropy_T=stats.entropy_T if term.uses_entropy_gradient else stats.entropy_T.detach(),
+        weight_T=weights[stats.sequence_T],
+        old_logp_T=stats.old_logp_T if term.uses_old_policy else None,
+        ref_logp_T=stats.ref_logp_T if term.uses_reference else None,
+        sampler_logp_T=stats.sampler_logp_T if term.uses_sampler else None,
+    )
