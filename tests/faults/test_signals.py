@@ -54,6 +54,7 @@ def test_a_long_turn_is_broken_off(victims, recipe, whole, tmp_path, part):
     more = ["--resume"] if region == "sft update" else []
     strike = Strike(region, 1, 0.5, number)
     life = victims.run(command(recipe, folder, *more), log=folder / "log", strike=strike, slow=slow)
+    print(f"{part}: ended {life.seconds_to_end:.2f} s after the signal")
     assert life.status == EXIT_STOPPED[number], (folder / "log").read_text()
     assert life.seconds_to_end < SECONDS
     assert victims.run(command(recipe, folder, "--resume"), log=folder / "log").status == 0
