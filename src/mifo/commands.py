@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -92,7 +95,15 @@ def train_command(recipe: Recipe, config: Config, *, flags: Sequence[str] = (), 
 
 def command_line(recipe: Recipe, flags: Sequence[str], *more: str) -> str:
     """`mifo train` as the user wrote it, and more; ready for a shell."""
-    return shlex.join(["mifo", "train", recipe.source, *flags, *more])
+    return shlex.join([program(), "train", recipe.source, *flags, *more])
+
+
+def program() -> str:
+    """What to type for this command: its name where the shell finds it, else the file that was started."""
+    started = Path(sys.argv[0])
+    if shutil.which("mifo") is not None or started.name != "mifo":
+        return "mifo"
+    return os.path.relpath(started)
 
 
 def without(flags: Sequence[str], *names: str) -> list[str]:
@@ -112,15 +123,15 @@ def _next_steps(console: Console, folder: Path, recipe: Recipe, config: Config, 
     lines = [f"run folder: {folder} (summary.json, metrics.jsonl, samples.jsonl, events.jsonl, ledger.json)"]
     if config.run.export:
         lines.append(f"model:      {folder / 'export'} (a plain Hugging Face folder)")
-    run = shlex.quote(str(folder))
-    steps = [(f"mifo eval {run} --data FILE.jsonl", "your own problems")]
+    run, name = shlex.quote(str(folder)), shlex.quote(program())
+    steps = [(f"{name} eval {run} --data FILE.jsonl", "your own problems")]
     if config.data.train.startswith("embedded") and config.model.path != TINY:
-        steps.insert(0, (f"mifo eval {run} --data embedded:ood", "families that were not trained on"))
+        steps.insert(0, (f"{name} eval {run} --data embedded:ood", "families that were not trained on"))
     if isinstance(config.method, MifoMethod) and config.method.freeze_top > 0:
         same = without(flags, "--method.freeze-top", "--run.name")
         command = command_line(recipe, same, "--method.freeze-top", "0", "--run.name", f"{folder.name}-no-freezing")
         steps.append((command, "what freezing is worth"))
-    steps.append(("mifo recipes", "the other recipes"))
+    steps.append((f"{name} recipes", "the other recipes"))
     width = max(len(command) for command, _ in steps)
     lines += ["next:", *(f"  {command:<{width}}  {purpose}" for command, purpose in steps)]
     console.print("\n".join(lines), highlight=False, markup=False)

@@ -115,6 +115,8 @@ def _mifo(row: Row) -> tuple[tuple[Message, ...], str | None, str | None, Grader
     if question is None:
         raise RowError("empty prompt")
     demonstration = _first(row, _DEMONSTRATION)
+    if demonstration is None and any(isinstance(row.get(name), Mapping) for name in _DEMONSTRATION):
+        raise RowError("demonstration is no text")
     choices = _choices(row)
     if choices is not None:
         lines = [f"{letter}. {text}" for letter, text in zip(_LETTERS, choices, strict=False)]

@@ -3,7 +3,7 @@
 import pytest
 
 from mifo.cli import main
-from mifo.commands import command_line, without
+from mifo.commands import command_line, program, without
 from mifo.config.load import load_config
 
 SMALL = [
@@ -77,3 +77,14 @@ def test_the_estimate_knows_of_minutes(minutes, words, capsys, monkeypatch):
 def test_keep_every_must_be_met(capsys):
     assert main(["train", "tiny", "--run.keep-every", "70", "--dry-run"]) == 2
     assert "run.keep_every = 70 is no multiple of run.checkpoint_steps = 50" in capsys.readouterr().err
+
+
+def test_suggestions_name_what_was_started_where_the_shell_does_not_find_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(tmp_path / ".venv" / "bin" / "mifo"), "train", "tiny"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program() == ".venv/bin/mifo"
+    monkeypatch.setenv("PATH", str(tmp_path / ".venv" / "bin"))
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "mifo").touch(mode=0o755)
+    assert program() == "mifo"

@@ -190,6 +190,7 @@ def test_prompt_only_with_a_boxed_solution_column_is_an_answer():
     ("row", "schema", "reason"),
     [
         ({"problem": "  ", "answer": "4"}, "mifo", "empty prompt"),
+        ({"problem": "2+2", "answer": "4", "demonstration": {"a": 1}}, "mifo", "demonstration is no text"),
         ({"problem": "P", "answer": None}, "mifo", "no answer"),
         ({"problem": "P", "answer": float("nan")}, "mifo", "no answer"),
         ({"problem": "P", "answer": ["1", "2"]}, "mifo", "no answer"),
