@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,6 +91,11 @@ class Group:
         """Share of the rollouts with the verdict correct: acc(q) of the paper, whatever the reward scale."""
         return sum(v is Verdict.CORRECT for v in self.verdicts) / len(self.verdicts)
 
+    @property
+    def mixed(self) -> bool:
+        """Some rollouts are correct and some are not: the group says which of two responses is better."""
+        return len({v is Verdict.CORRECT for v in self.verdicts}) == 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
@@ -124,8 +129,8 @@ class TokenStats:
     """What a loss may look at, one row per response token of a micro-batch (T rows).
 
     `logp_T` and `entropy_T` carry gradients (entropy only where a term asks for it). `old_logp_T` is π_old, `ref_logp_T`
-    the reference, `sampler_logp_T` those of the rollout engine; each is None when no term needs it. `sequence_T` numbers the
-    sequence that a row belongs to.
+    the reference, `sampler_logp_T` those of the rollout engine, `vocabulary_T` the values of the term's `vocabulary`; each is
+    None when no term needs it. `sequence_T` numbers the sequence that a row belongs to.
     """
 
     logp_T: Tensor
@@ -135,9 +140,28 @@ class TokenStats:
     old_logp_T: Tensor | None = None
     ref_logp_T: Tensor | None = None
     sampler_logp_T: Tensor | None = None
+    vocabulary_T: Tensor | None = None
 
 
 TokenLoss = Callable[[TokenStats], "Tensor"]  # per-token values [T]; never a mean, never a sum
+
+
+class VocabularyStatistic(Protocol):
+    """A number of each token's whole distribution: from the logits of a chunk of rows (C rows, V words), see `core.vocabulary`.
+
+    `needs_reference` says whether it looks at the reference's logits, `has_gradient` whether `slope` is ever asked for.
+    """
+
+    needs_reference: ClassVar[bool]
+    has_gradient: ClassVar[bool]
+
+    def value(self, logits_CV: Tensor, target_C: Tensor, reference_CV: Tensor | None) -> Tensor:
+        """The number of each row, [C]."""
+        ...
+
+    def slope(self, logits_CV: Tensor, target_C: Tensor, reference_CV: Tensor | None) -> Tensor:
+        """Its derivative by the logits, [C, V]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +175,8 @@ class TopEntropy:
 class Term:
     """One stream of an update: which per-token loss, how it is summed, and what its denominator is.
 
-    `denominator` counts "all" response tokens of the term's sequences, or only those "kept" by `select`.
+    `denominator` counts "all" response tokens of the term's sequences, or only those "kept" by `select`. `vocabulary` is what the
+    loss needs of the whole distribution; the terms of an update share at most one.
     """
 
     name: str
@@ -165,6 +190,7 @@ class Term:
     uses_old_policy: bool = False
     uses_reference: bool = False
     uses_sampler: bool = False
+    vocabulary: VocabularyStatistic | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,11 +214,19 @@ class Freeze:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resample:
+    """Dynamic sampling: rounds of a phase's prompts until `groups` of them are mixed, or `rounds` are over (DAPO)."""
+
+    groups: int
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     """What the next step does.
 
-    An "rl" or "mixed" step samples `prompts` × `rollouts`; an "sft" step samples nothing. `optimizer` names the
-    optimizer whose moments it uses. `freeze` holds for the whole phase.
+    An "rl" or "mixed" step samples `prompts` × `rollouts`, again and again with `resample`; an "sft" step samples nothing.
+    `optimizer` names the optimizer whose moments it uses. `freeze` holds for the whole phase.
     """
 
     name: Literal["rl", "sft", "mixed"]
@@ -200,6 +234,7 @@ class Phase:
     prompts: int = 0
     rollouts: int = 0
     freeze: Freeze | None = None
+    resample: Resample | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,9 +35,10 @@ def check_config(config: Config) -> None:
     method = config.method
     if isinstance(method, MifoMethod | GrpoMethod):
         _check_policy_gradient(method.rl, config)
-    if isinstance(method, MifoMethod | SftMethod):
-        _check_imitation(method.sft)
+    if isinstance(method, SftMethod):
+        _check_imitation(method.sft, method.batch_size)
     if isinstance(method, MifoMethod):
+        _check_imitation(method.sft, method.sft_batch_size or method.buffer_size)
         _check_mifo(method, config)
 
 
@@ -157,6 +158,9 @@ def _check_policy_gradient(rl: PolicyGradientConfig, config: Config) -> None:
         raise ConfigError(f"method.rl.clip_low = {rl.clip_low:g} must be below 1: the ratio is never negative.")
     if rl.dual_clip is not None and rl.dual_clip <= 1.0:
         raise ConfigError(f"method.rl.dual_clip = {rl.dual_clip:g} must exceed 1, or it clips unmoved policies.")
+    _check_estimator(rl)
+    _check_overlong(rl, config.rollout.max_response_tokens)
+    _check_dynamic_sampling(rl)
     plain = config.rollout.temperature == 1.0 and config.rollout.top_p == 1.0
     if rl.importance_cap is not None and not plain:
         raise ConfigError(
@@ -170,7 +174,72 @@ def _check_policy_gradient(rl: PolicyGradientConfig, config: Config) -> None:
         )
 
 
-def _check_imitation(sft: ImitationConfig) -> None:
+def _check_estimator(rl: PolicyGradientConfig) -> None:
+    if rl.advantage_std and rl.advantage != "group":
+        raise ConfigError(
+            f"method.rl.advantage_std = true has no effect with method.rl.advantage = '{rl.advantage}', which has its own "
+            "scale. Leave it false, or use 'group'."
+        )
+    if rl.clip == "weight" and rl.dual_clip is not None:
+        raise ConfigError(
+            f"method.rl.dual_clip = {rl.dual_clip:g} has no effect with method.rl.clip = 'weight': the weight is bounded "
+            "for both signs. Leave dual_clip out."
+        )
+
+
+def _check_overlong(rl: PolicyGradientConfig, longest: int) -> None:
+    if rl.overlong_tokens is None:
+        if rl.overlong_penalty != PolicyGradientConfig.overlong_penalty:
+            raise ConfigError(
+                f"method.rl.overlong_penalty = {rl.overlong_penalty:g} has no effect without method.rl.overlong_tokens. "
+                "Set it, or leave overlong_penalty out."
+            )
+    elif rl.overlong_tokens >= longest:
+        raise ConfigError(
+            f"method.rl.overlong_tokens = {rl.overlong_tokens} with rollout.max_response_tokens = {longest} would lower "
+            "the reward of every response. Use a part of it, such as a fifth (DAPO)."
+        )
+
+
+def _check_dynamic_sampling(rl: PolicyGradientConfig) -> None:
+    default = PolicyGradientConfig()
+    if not rl.dynamic_sampling:
+        for name in ("dynamic_prompts", "dynamic_rounds"):
+            if getattr(rl, name) != getattr(default, name):
+                raise ConfigError(
+                    f"method.rl.{name} = {getattr(rl, name)} has no effect with method.rl.dynamic_sampling = false. Leave "
+                    "it out, or set dynamic_sampling to true."
+                )
+        return
+    most = (rl.dynamic_prompts or rl.prompts_per_step) * rl.dynamic_rounds
+    if most < rl.prompts_per_step:
+        raise ConfigError(
+            f"method.rl.dynamic_prompts = {rl.dynamic_prompts} in method.rl.dynamic_rounds = {rl.dynamic_rounds} are "
+            f"{most} questions, fewer than method.rl.prompts_per_step = {rl.prompts_per_step}: a step could never fill. "
+            "Raise one of them."
+        )
+
+
+LOSS_OF = {"gem_beta": "gem", "gem_weight": "gem", "psft_clip": "psft", "asft_kl": "asft", "eaft_alpha": "eaft"}
+
+
+def _check_imitation(sft: ImitationConfig, batch: int) -> None:
+    default = ImitationConfig()
+    for name, loss in LOSS_OF.items():
+        if getattr(sft, name) != getattr(default, name) and sft.loss != loss:
+            raise ConfigError(
+                f"method.sft.{name} = {getattr(sft, name)} has no effect with method.sft.loss = '{sft.loss}'. Leave it "
+                f"out, or set the loss to '{loss}'."
+            )
+    if sft.loss == "psft" and sft.updates_per_batch == 1:
+        raise ConfigError(
+            "method.sft.loss = 'psft' with method.sft.updates_per_batch = 1: old and current policy are then the same, and the "
+            "loss is cross-entropy. Use several updates (the paper makes 8 from a batch of 64)."
+        )
+    if sft.updates_per_batch > batch:
+        raise ConfigError(
+            f"method.sft.updates_per_batch = {sft.updates_per_batch} exceeds the {batch} demonstrations of a batch. Lower it."
+        )
     if sft.constant_tokens is not None and sft.normalizer != "constant":
         raise ConfigError(
             f"method.sft.constant_tokens = {sft.constant_tokens} has no effect with method.sft.normalizer = "

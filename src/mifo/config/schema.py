@@ -173,8 +173,14 @@ class PolicyGradientConfig:
     """Responses sampled for each question (N)."""
     updates_per_step: Count = 2
     """Optimizer updates made from the rollouts of one step; the groups are split evenly between them."""
+    advantage: Literal["group", "rloo", "reinforce", "reinforce_baseline"] = "group"
+    """group: R − mean; rloo: R − mean of the others; reinforce: R, reinforce_baseline: R − mean, both whitened over a step."""
     advantage_std: bool = False
     """Divide advantages by the group's standard deviation (GRPO does, Dr.GRPO does not)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Policy ratio of each token, or of the whole response: the geometric mean of its tokens' (GSPO)."""
+    clip: Literal["objective", "weight"] = "objective"
+    """objective: PPO's minimum; weight: the clipped ratio as a constant in front of log π, so no token is silenced (CISPO)."""
     normalizer: NormalizerName = "token"
     """token: mean over all response tokens; sequence: mean of per-response means; constant: Σ/(|U|·L)."""
     constant_tokens: Count | None = None
@@ -185,6 +191,16 @@ class PolicyGradientConfig:
     """Upper clip range ε_h; none: no clipping."""
     dual_clip: Positive | None = None
     """Bound c of the dual clip for negative advantages; none: off."""
+    overlong_tokens: Count | None = None
+    """c of DAPO's overlong shaping: the reward falls over the last c tokens before the longest response; none: off."""
+    overlong_penalty: Positive = 1.0
+    """f of overlong shaping: what a response of the greatest length loses."""
+    dynamic_sampling: bool = False
+    """Sample until prompts_per_step groups have both correct and other responses, and learn from those alone (DAPO)."""
+    dynamic_prompts: Count | None = None
+    """Questions of one round of dynamic sampling; none: prompts_per_step."""
+    dynamic_rounds: Count = 10
+    """Most rounds of one step; past them the step learns from the groups it has."""
     importance_cap: Annotated[float, Bounds(1.0)] | None = None
     """Weigh each token by min(π_trainer/π_sampler, cap), for a sampler that is not quite the trainer; 2 is usual, none: off."""
     kl_coefficient: NonNegative = 0.0
@@ -197,6 +213,20 @@ class PolicyGradientConfig:
 class ImitationConfig:
     """SFT on demonstrations."""
 
+    loss: Literal["cross_entropy", "dft", "gem", "psft", "asft", "eaft", "chord_phi"] = "cross_entropy"
+    """What a demonstrated token costs; see docs/methods.md. Which tokens are learned is the method's token_fraction."""
+    gem_beta: Positive = 0.7
+    """β of GEM: temperature of the distribution that is learned from."""
+    gem_weight: Literal["linear", "logsigmoid"] = "logsigmoid"
+    """h of GEM; with linear and β = 1 it is cross-entropy."""
+    psft_clip: NonNegative = 0.28
+    """ε_h of PSFT: a token stops counting when its probability has grown by this share within a batch."""
+    asft_kl: Positive = 0.05
+    """λ of ASFT: weight of KL(reference‖policy) over the whole vocabulary."""
+    eaft_alpha: NonNegative = 1.0
+    """α of EAFT: power of the normalised entropy of the 20 largest logits; 0 is cross-entropy."""
+    updates_per_batch: Count = 1
+    """Optimizer updates made from one batch of demonstrations, split evenly; PSFT's old policy is the one before any of them."""
     normalizer: NormalizerName = "token"
     """How token losses are summed."""
     constant_tokens: Count | None = None

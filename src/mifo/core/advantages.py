@@ -1,4 +1,4 @@
-"""Group baselines: rewards of the rollouts of one prompt in, one advantage a rollout out (METHODS 4).
+"""Advantages: rewards of the rollouts of a step in, one advantage a rollout out (METHODS 4); and what shapes a reward.
 
 Legend: G rollouts of one group.
 """
@@ -6,8 +6,69 @@ Legend: G rollouts of one group.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 STD_FLOOR = 1e-6  # added to the group's standard deviation, as verl does
+VARIANCE_FLOOR = 1e-8  # added to the variance of a whole step, as verl does
+
+Estimator = Literal["group", "rloo", "reinforce", "reinforce_baseline"]
+
+
+def step_advantages(
+    rewards: Sequence[Sequence[float]],
+    lengths: Sequence[Sequence[int]],
+    estimator: Estimator,
+    *,
+    divide_by_std: bool = False,
+) -> list[list[float]]:
+    """Advantages of all rollouts of a step, group by group.
+
+    group                 R − mean(R) of the group, over its deviation with `divide_by_std` (Dr.GRPO, GRPO)
+    rloo                  R − mean of the group's other rewards = G/(G − 1) (R − mean(R))
+    reinforce             R, whitened over the response tokens of the whole step (REINFORCE++ without KL)
+    reinforce_baseline    R − mean(R) of the group, whitened likewise
+
+    Args:
+        rewards: of each rollout of each group.
+        lengths: response tokens of the same rollouts.
+        estimator: which of the four.
+        divide_by_std: with "group" only.
+    """
+    if estimator == "reinforce":
+        return whitened([[float(r) for r in group] for group in rewards], lengths)
+    centred = [group_advantages(group, divide_by_std=divide_by_std) for group in rewards]
+    if estimator == "reinforce_baseline":
+        return whitened(centred, lengths)
+    if estimator == "rloo":
+        return [[a * len(group) / max(1, len(group) - 1) for a in group] for group in centred]
+    return centred
+
+
+def whitened(values: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> list[list[float]]:
+    """(v − m) / sqrt(s² + 1e-8), m and s² (unbiased) over tokens: a response counts as often as it has tokens.
+
+    Values that are all equal become exact zeros, so that their sequences can be skipped.
+    """
+    pairs = [(v, n) for row, counts in zip(values, lengths, strict=True) for v, n in zip(row, counts, strict=True)]
+    tokens = sum(n for _, n in pairs)
+    if len({v for v, n in pairs if n}) <= 1:
+        return [[0.0] * len(row) for row in values]
+    mean = sum(v * n for v, n in pairs) / tokens
+    variance = sum(n * (v - mean) ** 2 for v, n in pairs) / (tokens - 1)
+    scale = (variance + VARIANCE_FLOOR) ** -0.5
+    return [[(v - mean) * scale for v in row] for row in values]
+
+
+def overlong_reward(length: int, longest: int, margin: int, penalty: float) -> float:
+    """min(0, −(len − (L − c))/c · f): what DAPO's soft punishment adds to the reward of a response.
+
+    Args:
+        length: its tokens.
+        longest: L, most tokens that a response may have.
+        margin: c, tokens before L over which the punishment grows.
+        penalty: f, its size at L.
+    """
+    return min(0.0, -(length - (longest - margin)) / margin * penalty)
 
 
 def group_advantages(rewards_G: Sequence[float], *, divide_by_std: bool) -> list[float]:

@@ -53,7 +53,8 @@ def token_logprobs(
     return logp_T, entropy_T
 
 
-def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+def logits_of(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    """Logits of a chunk of rows, [C, V], in fp32 (fp64 if the hidden states are)."""
     logits_CV = F.linear(hidden_CD, weight_VD, bias_V)
     return logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
 
@@ -80,7 +81,7 @@ class _Head(torch.autograd.Function):
         weight = weight_VD.to(hidden_TD.dtype)
         bias = None if bias_V is None else bias_V.to(hidden_TD.dtype)
         parts = [
-            _statistics(_logits(hidden_TD[i : i + chunk], weight, bias), target_T[i : i + chunk])
+            _statistics(logits_of(hidden_TD[i : i + chunk], weight, bias), target_T[i : i + chunk])
             for i in range(0, len(target_T), chunk)
         ]
         empty = hidden_TD.new_zeros(0, dtype=torch.float64 if hidden_TD.dtype == torch.float64 else torch.float32)
@@ -99,7 +100,7 @@ class _Head(torch.autograd.Function):
         live = ((grad_logp_T != 0) | (grad_entropy_T != 0)).nonzero()[:, 0]
         for rows in live.split(ctx.chunk):
             hidden = hidden_TD[rows]
-            shifted_CV = _logits(hidden, weight, bias).sub_(lse_T[rows, None])
+            shifted_CV = logits_of(hidden, weight, bias).sub_(lse_T[rows, None])
             slope_C, entropy_slope_C = grad_logp_T[rows, None], grad_entropy_T[rows, None]
             # ∂log p_y/∂z = 1[y] − p        ∂H/∂z = −p (log p + H)
             if bool((entropy_slope_C != 0).any()):

@@ -1,8 +1,8 @@
 """Per-token values of the streams of an update: tensors in, one value a token out, nothing divided.
 
 Each loss is a small frozen dataclass (its settings) that is called with `TokenStats`. Signs are those of a loss: lower
-is better. Sources: METHODS 0 and 4; PPO's clipped objective, DAPO's separate clip ranges, dual clip (verl), truncated
-importance weights (Ionides 2008; Yao et al. 2025).
+is better. Sources: METHODS 0 and 4; PPO's clipped objective, DAPO's separate clip ranges, GSPO's ratio of a response, CISPO's
+clipped weight, dual clip (verl), truncated importance weights (Ionides 2008; Yao et al. 2025). Imitation: `core.imitation`.
 
 Legend: T response tokens of one micro-batch.
 """
@@ -10,6 +10,7 @@ Legend: T response tokens of one micro-batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,18 @@ def importance_ratio(stats: TokenStats) -> Tensor:
     """r_t = π_θ / π_old, [T]. Without `old_logp_T` the old policy is the current one: exactly 1, with its gradient."""
     old_T = stats.logp_T.detach() if stats.old_logp_T is None else stats.old_logp_T
     return torch.exp(stats.logp_T - old_T)
+
+
+def sequence_ratio(stats: TokenStats) -> Tensor:
+    """s_i π_θ / sg(π_θ), [T], with s_i = exp((1/|y_i|) Σ_t log r_t) a constant: GSPO's ratio, with each token's own gradient.
+
+    A micro-batch holds responses whole, so the mean is that of the response.
+    """
+    now_T = stats.logp_T.detach()
+    gap_T = torch.zeros_like(now_T) if stats.old_logp_T is None else now_T - stats.old_logp_T
+    counts_S = torch.bincount(stats.sequence_T)
+    sums_S = gap_T.new_zeros(len(counts_S)).index_add(0, stats.sequence_T, gap_T)
+    return torch.exp((sums_S / counts_S.clamp(min=1))[stats.sequence_T] + stats.logp_T - now_T)
 
 
 def truncated_importance(stats: TokenStats, cap: float) -> Tensor:
@@ -39,7 +52,9 @@ def truncated_importance(stats: TokenStats, cap: float) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class PolicyGradient:
-    """−ψ(r, A), ψ = min(rA, clip(r, 1−ε_low, 1+ε_high) A); weight_T is the advantage A.
+    """−ψ(r, A), ψ = min(rA, clip(r, 1−ε_low, 1+ε_high) A); weight_T is the advantage A; r is a token's or its response's.
+
+    With `clip` "weight" it is −sg(clip(r, 1−ε_low, 1+ε_high)) A log π instead (CISPO): no token loses its gradient.
 
     `clip_low` and `clip_high` of None run unclipped (LUFFY, ReLIFT). `dual_clip` c bounds the loss of a bad token whose
     ratio exploded: for A < 0 the objective is max(ψ, cA). `importance_cap` C multiplies each token's value by
@@ -50,12 +65,18 @@ class PolicyGradient:
     clip_high: float | None = 0.2
     dual_clip: float | None = None
     importance_cap: float | None = None
+    ratio: Literal["token", "sequence"] = "token"
+    clip: Literal["objective", "weight"] = "objective"
 
     def __call__(self, stats: TokenStats) -> Tensor:
-        ratio_T, advantage_T = importance_ratio(stats), stats.weight_T
+        ratio_T, advantage_T = self._ratio(stats), stats.weight_T
         low = 0.0 if self.clip_low is None else 1.0 - self.clip_low
         high = float("inf") if self.clip_high is None else 1.0 + self.clip_high
-        objective_T = torch.minimum(ratio_T * advantage_T, ratio_T.clamp(low, high) * advantage_T)
+        clipped_T = ratio_T.clamp(low, high)
+        if self.clip == "weight":
+            objective_T = clipped_T.detach() * advantage_T * stats.logp_T
+        else:
+            objective_T = torch.minimum(ratio_T * advantage_T, clipped_T * advantage_T)
         if self.dual_clip is not None:
             floor_T = self.dual_clip * advantage_T
             objective_T = torch.where(advantage_T < 0, torch.maximum(objective_T, floor_T), objective_T)
@@ -63,14 +84,19 @@ class PolicyGradient:
             objective_T = objective_T * truncated_importance(stats, self.importance_cap)
         return -objective_T
 
+    def _ratio(self, stats: TokenStats) -> Tensor:
+        return sequence_ratio(stats) if self.ratio == "sequence" else importance_ratio(stats)
+
     def clipped(self, stats: TokenStats) -> Tensor:
-        """Which tokens the clip silences, bool [T]: their value has no gradient."""
+        """Which tokens the clip changes, bool [T]: it silences them, or bounds their weight."""
         with torch.no_grad():
-            ratio_T, advantage_T = importance_ratio(stats), stats.weight_T
+            ratio_T, advantage_T = self._ratio(stats), stats.weight_T
             high = (
                 torch.zeros_like(ratio_T, dtype=torch.bool) if self.clip_high is None else ratio_T > 1 + self.clip_high
             )
             low = torch.zeros_like(ratio_T, dtype=torch.bool) if self.clip_low is None else ratio_T < 1 - self.clip_low
+            if self.clip == "weight":
+                return (high | low) & (advantage_T != 0)
             return (high & (advantage_T > 0)) | (low & (advantage_T < 0))
 
 

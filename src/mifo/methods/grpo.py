@@ -1,15 +1,33 @@
-"""GRPO with the switches of METHODS 4; MIFO's defaults are the Dr.GRPO-like ones (no std, no length norm, no KL)."""
+"""GRPO with the switches of METHODS 4; MIFO's defaults are the Dr.GRPO-like ones (no std, no length norm, no KL).
+
+Dr.GRPO, DAPO, GSPO, CISPO, RLOO and REINFORCE++ are settings of `PolicyGradientConfig` (docs/methods.md), so every method that
+has an RL phase takes any of them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mifo.config.schema import Config, GrpoMethod, PolicyGradientConfig
-from mifo.core.advantages import group_advantages
+from mifo.core.advantages import overlong_reward, step_advantages
 from mifo.core.losses import EntropyBonus, KlToReference, PolicyGradient
-from mifo.types import Freeze, Group, Phase, Term, Update
+from mifo.types import Freeze, Group, Phase, Resample, Term, Update
 from mifo.types import Sequence as TrainingSequence
+
+
+def rl_phase(rl: PolicyGradientConfig) -> Phase:
+    """A step of RL: what it samples, with dynamic sampling or without."""
+    if not rl.dynamic_sampling:
+        return Phase(name="rl", optimizer="rl", prompts=rl.prompts_per_step, rollouts=rl.rollouts_per_prompt)
+    return Phase(
+        name="rl",
+        optimizer="rl",
+        prompts=rl.dynamic_prompts or rl.prompts_per_step,
+        rollouts=rl.rollouts_per_prompt,
+        resample=Resample(groups=rl.prompts_per_step, rounds=rl.dynamic_rounds),
+    )
 
 
 def policy_gradient_terms(rl: PolicyGradientConfig, longest_response: int) -> tuple[Term, ...]:
@@ -18,7 +36,9 @@ def policy_gradient_terms(rl: PolicyGradientConfig, longest_response: int) -> tu
     terms = [
         Term(
             name="pg",
-            loss=PolicyGradient(rl.clip_low, rl.clip_high, rl.dual_clip, rl.importance_cap),
+            loss=PolicyGradient(
+                rl.clip_low, rl.clip_high, rl.dual_clip, rl.importance_cap, ratio=rl.ratio, clip=rl.clip
+            ),
             normalizer=rl.normalizer,
             constant_tokens=constant,
             uses_old_policy=True,
@@ -47,21 +67,38 @@ def policy_gradient_updates(rl: PolicyGradientConfig, groups: Sequence[Group], l
     """The groups of one step split evenly, in order, into `updates_per_step` updates.
 
     A sequence of an all-equal group has advantage 0: it counts in the denominator, and where no other term sees it the
-    engine leaves its forward and backward pass out. A step whose rollouts failed has no groups, and no updates.
+    engine leaves its forward and backward pass out. A step whose rollouts failed has no groups, and no updates. Dynamic
+    sampling takes the first `prompts_per_step` groups that are mixed; where its cap left fewer, the updates are smaller.
     """
+    if rl.dynamic_sampling:
+        groups = [group for group in groups if group.mixed][: rl.prompts_per_step]
     terms = policy_gradient_terms(rl, longest_response)
-    size = max(1, len(groups) // rl.updates_per_step)
+    advantages = step_advantages(
+        [_shaped_rewards(rl, group, longest_response) for group in groups],
+        [[len(rollout.token_ids) for rollout in group.rollouts] for group in groups],
+        rl.advantage,
+        divide_by_std=rl.advantage_std,
+    )
+    weighted = [_weighted(group, row, terms) for group, row in zip(groups, advantages, strict=True)]
+    size = max(1, math.ceil(len(groups) / rl.updates_per_step))
     return [
-        Update(
-            sequences=tuple(s for group in groups[start : start + size] for s in _weighted(rl, group, terms)),
-            terms=terms,
-        )
+        Update(sequences=tuple(s for rows in weighted[start : start + size] for s in rows), terms=terms)
         for start in range(0, len(groups), size)
     ]
 
 
-def _weighted(rl: PolicyGradientConfig, group: Group, terms: Sequence[Term]) -> list[TrainingSequence]:
-    advantages = group_advantages(group.rewards, divide_by_std=rl.advantage_std)
+def _shaped_rewards(rl: PolicyGradientConfig, group: Group, longest_response: int) -> list[float]:
+    """The rewards, lowered for responses that come near the longest allowed if `overlong_tokens` says so."""
+    margin = rl.overlong_tokens
+    if margin is None:
+        return list(group.rewards)
+    return [
+        reward + overlong_reward(len(rollout.token_ids), longest_response, margin, rl.overlong_penalty)
+        for reward, rollout in zip(group.rewards, group.rollouts, strict=True)
+    ]
+
+
+def _weighted(group: Group, advantages: Sequence[float], terms: Sequence[Term]) -> list[TrainingSequence]:
     return [
         TrainingSequence(
             problem_id=group.problem.id,
@@ -90,7 +127,7 @@ class Grpo:
 
     def next_phase(self) -> Phase:
         """Always an RL step."""
-        return Phase(name="rl", optimizer="rl", prompts=self.rl.prompts_per_step, rollouts=self.rl.rollouts_per_prompt)
+        return rl_phase(self.rl)
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
         """Policy-gradient updates on the own rollouts."""

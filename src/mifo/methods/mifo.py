@@ -16,8 +16,8 @@ from typing import Any
 
 from mifo.config.schema import Config, MifoMethod
 from mifo.core.buffer import QuestionBuffer
-from mifo.methods.grpo import policy_gradient_updates
-from mifo.methods.sft import demonstration_of, imitation_update
+from mifo.methods.grpo import policy_gradient_updates, rl_phase
+from mifo.methods.sft import demonstration_of, imitates_with_reference, imitation_updates
 from mifo.types import Freeze, Group, Phase, Update
 
 
@@ -33,7 +33,7 @@ class Mifo:
         self.buffer = QuestionBuffer(method.buffer_size, method.buffer_order)
         self.least_demonstrations = method.buffer_size
         self.learning = False
-        self.needs_reference = method.rl.kl_coefficient > 0
+        self.needs_reference = method.rl.kl_coefficient > 0 or imitates_with_reference(method.sft)
         self.freeze: Freeze | None = None
         if method.freeze_top > 0:
             self.freeze = Freeze(
@@ -49,13 +49,12 @@ class Mifo:
         if self.learning:
             optimizer = "sft" if self.method.optimizers == "separate" else "rl"
             return Phase(name="sft", optimizer=optimizer, freeze=self.freeze)
-        rl = self.method.rl
-        return Phase(name="rl", optimizer="rl", prompts=rl.prompts_per_step, rollouts=rl.rollouts_per_prompt)
+        return rl_phase(self.method.rl)
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
-        """RL: policy gradient, and failed questions to the buffer. SFT: one update from the buffer."""
+        """RL: policy gradient, and failed questions to the buffer. SFT: a batch from the buffer."""
         if phase.name == "sft":
-            update = imitation_update(
+            updates = imitation_updates(
                 self.method.sft,
                 self.buffer.take(self.method.sft_batch_size),
                 token_fraction=self.method.token_fraction,
@@ -63,7 +62,7 @@ class Mifo:
                 longest_demonstration=self.longest_demonstration,
             )
             self.learning = len(self.buffer) > 0
-            return [update]
+            return updates
         for group in groups:
             demonstration = demonstration_of(group)
             if demonstration is not None and group.accuracy <= self.method.accuracy_threshold:

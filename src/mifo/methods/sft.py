@@ -1,14 +1,75 @@
-"""SFT on demonstrations: token-mean cross-entropy, optionally on the highest-entropy tokens only (S0 §3.1)."""
+"""SFT on demonstrations: token-mean cross-entropy or another loss, optionally on the highest-entropy tokens only (S0 §3.1)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from mifo.config.schema import Config, ImitationConfig, SftMethod
-from mifo.core.losses import CrossEntropy, EntropyBonus
-from mifo.types import Demonstration, Freeze, Group, Phase, Term, TopEntropy, Update
+from mifo.core.imitation import (
+    EAFT_TOP,
+    AnchoredFineTuning,
+    ChordPhi,
+    DynamicFineTuning,
+    EntropyAdaptive,
+    GameEntropy,
+)
+from mifo.core.losses import CrossEntropy, EntropyBonus, PolicyGradient
+from mifo.core.vocabulary import GemObjective, KlFromReference, TopLogitEntropy
+from mifo.types import (
+    Demonstration,
+    Freeze,
+    Group,
+    Phase,
+    Term,
+    TokenLoss,
+    TopEntropy,
+    Update,
+    VocabularyStatistic,
+)
 from mifo.types import Sequence as TrainingSequence
+
+
+def imitation_loss(sft: ImitationConfig) -> tuple[TokenLoss, VocabularyStatistic | None]:
+    """The loss that `sft.loss` names, and what it needs of each token's whole distribution."""
+    if sft.loss == "gem":
+        return GameEntropy(), GemObjective(sft.gem_beta, sft.gem_weight)
+    if sft.loss == "asft":
+        return AnchoredFineTuning(sft.asft_kl), KlFromReference()
+    if sft.loss == "eaft":
+        return EntropyAdaptive(sft.eaft_alpha), TopLogitEntropy(EAFT_TOP)
+    if sft.loss == "psft":
+        return PolicyGradient(clip_low=None, clip_high=sft.psft_clip), None
+    return {"cross_entropy": CrossEntropy(), "dft": DynamicFineTuning(), "chord_phi": ChordPhi()}[sft.loss], None
+
+
+def imitates_with_reference(sft: ImitationConfig) -> bool:
+    """The loss compares with the model as it was loaded."""
+    _, statistic = imitation_loss(sft)
+    return statistic is not None and statistic.needs_reference
+
+
+def imitation_updates(
+    sft: ImitationConfig,
+    demonstrations: Sequence[Demonstration],
+    *,
+    token_fraction: float,
+    token_denominator: Literal["all", "kept"],
+    longest_demonstration: int,
+) -> list[Update]:
+    """One batch of demonstrations split evenly, in order, into at most `updates_per_batch` updates."""
+    size = max(1, math.ceil(len(demonstrations) / sft.updates_per_batch))
+    return [
+        imitation_update(
+            sft,
+            demonstrations[start : start + size],
+            token_fraction=token_fraction,
+            token_denominator=token_denominator,
+            longest_demonstration=longest_demonstration,
+        )
+        for start in range(0, max(1, len(demonstrations)), size)
+    ]
 
 
 def imitation_update(
@@ -19,20 +80,23 @@ def imitation_update(
     token_denominator: Literal["all", "kept"],
     longest_demonstration: int,
 ) -> Update:
-    """One SFT update: ce on the top-ρ tokens by entropy, ent where its coefficient is not zero.
+    """One SFT update: ce (the loss chosen) on the top-ρ tokens by entropy, ent where its coefficient is not zero.
 
     With the denominator "all" the loss is the token form of the paper's 1/|s| (METHODS 7, resolution 13): keeping fewer
     tokens makes a smaller update, not one of the same size on fewer tokens.
     """
+    loss, vocabulary = imitation_loss(sft)
     constant = (sft.constant_tokens or longest_demonstration) if sft.normalizer == "constant" else None
     terms = [
         Term(
             name="ce",
-            loss=CrossEntropy(),
+            loss=loss,
             normalizer=sft.normalizer,
             constant_tokens=constant,
             select=TopEntropy(fraction=token_fraction) if token_fraction < 1.0 else None,
             denominator=token_denominator,
+            uses_old_policy=sft.loss == "psft",
+            vocabulary=vocabulary,
         )
     ]
     if sft.entropy_coefficient:
@@ -65,11 +129,11 @@ class Sft:
 
     needs_demonstrations = True
     least_demonstrations = 1
-    needs_reference = False
     freeze: Freeze | None = None
 
     def __init__(self, method: SftMethod, config: Config) -> None:
         self.method = method
+        self.needs_reference = imitates_with_reference(method.sft)
         self.longest_demonstration = config.data.max_demonstration_tokens
 
     def next_phase(self) -> Phase:
@@ -77,17 +141,15 @@ class Sft:
         return Phase(name="sft", optimizer="sft", prompts=self.method.batch_size)
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
-        """One imitation update on the demonstrations of the groups."""
+        """Imitation of the demonstrations of the groups."""
         demonstrations = [d for group in groups if (d := demonstration_of(group)) is not None]
-        return [
-            imitation_update(
-                self.method.sft,
-                demonstrations,
-                token_fraction=self.method.token_fraction,
-                token_denominator="all",
-                longest_demonstration=self.longest_demonstration,
-            )
-        ]
+        return imitation_updates(
+            self.method.sft,
+            demonstrations,
+            token_fraction=self.method.token_fraction,
+            token_denominator="all",
+            longest_demonstration=self.longest_demonstration,
+        )
 
     def progress(self) -> Mapping[str, float]:
         """No state to report."""

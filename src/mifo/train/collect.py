@@ -16,16 +16,32 @@ if TYPE_CHECKING:
 
 
 def collect(run: Run, phase: Phase) -> tuple[Group, ...]:
-    """The groups of one turn; () where the phase draws no problems, or where the rollouts are none (`run.tainted` says why)."""
+    """The groups of one turn; () where the phase draws no problems, or where the rollouts are none (`run.tainted` says why).
+
+    With `phase.resample` these are all groups of all rounds: which of them are learned from is for the method to say.
+    """
     if phase.prompts == 0:
         return ()
+    groups: tuple[Group, ...] = ()
+    for number in range(1 if phase.resample is None else phase.resample.rounds):
+        groups += _round(run, phase, number)
+        if run.tainted is not None:
+            return ()
+        if phase.resample is None or sum(group.mixed for group in groups) >= phase.resample.groups:
+            break
+    run.tainted = bad_rewards(groups)
+    return groups
+
+
+def _round(run: Run, phase: Phase, number: int) -> tuple[Group, ...]:
+    """The groups of `phase.prompts` fresh problems; () where `run.tainted` says why."""
     parts, ledger = run.parts, run.ledger
     problems = run.stream.take(phase.prompts)
     ledger.saw_problems([p.id for p in problems])
     if phase.rollouts == 0:
         return tuple(run.make_group(p, (), ()) for p in problems)
     prompts = [parts.corpus.encoded[p.id].prompt_ids for p in problems]
-    seed = derive_seed(run.config.train.seed, "rollout", run.steps)
+    seed = derive_seed(run.config.train.seed, f"rollout.{number}" if number else "rollout", run.steps)
     with ledger.timed("rollout"), run.stop.window():
         run.sync_engine()
         try:
@@ -40,9 +56,7 @@ def collect(run: Run, phase: Phase) -> tuple[Group, ...]:
         assert all(r.weight_version == run.version for r in row), "rollouts of another version of the weights"
     with ledger.timed("reward"), run.stop.window():
         verdicts = _grade(run, problems, rollouts)
-    groups = tuple(run.make_group(p, row, v) for p, row, v in zip(problems, rollouts, verdicts, strict=True))
-    run.tainted = bad_rewards(groups)
-    return groups
+    return tuple(run.make_group(p, row, v) for p, row, v in zip(problems, rollouts, verdicts, strict=True))
 
 
 def _sampling(parts: Parts) -> Sampling:

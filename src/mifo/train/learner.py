@@ -33,7 +33,16 @@ from mifo.train.memory import DoesNotFit, fitting, smaller_budget
 from mifo.train.optim import ScheduledAdamW
 from mifo.train.parallel import World
 from mifo.train.policy import Policy
-from mifo.train.rows import counted_tokens, first_tokens, is_sampled, live_sequences, sampler_rows, token_rows, view
+from mifo.train.rows import (
+    counted_tokens,
+    first_tokens,
+    is_sampled,
+    live_sequences,
+    sampler_rows,
+    token_rows,
+    view,
+    vocabulary_of,
+)
 from mifo.train.tally import Tally, UpdateReport
 from mifo.types import Sequence, TokenStats, Update
 
@@ -177,6 +186,7 @@ class Learner:
             "old log-prob": stats.old_logp_T,
             "reference log-prob": stats.ref_logp_T,
             "sampler log-prob": stats.sampler_logp_T,
+            "vocabulary statistic": None if stats.vocabulary_T is None else stats.vocabulary_T.detach(),
         }
         if not bool(torch.isfinite(stats.logp_T.detach() + stats.entropy_T.detach()).all()):
             tally.blame(blame(seen, stats.sequence_T, sequences))  # and no term can select by such entropies
@@ -206,7 +216,11 @@ class Learner:
 
     def _forward(self, update: Update, batch: MicroBatch, origin: SequenceOf[int]) -> TokenStats:
         """Everything that any term of the update looks at; weights are each term's own, see `rows.view`."""
-        logp_T, entropy_T = self.policy.token_stats(batch)
+        vocabulary_T, statistic = None, vocabulary_of(update)
+        if statistic is None:
+            logp_T, entropy_T = self.policy.token_stats(batch)
+        else:
+            logp_T, entropy_T, vocabulary_T = self.policy.vocabulary_stats(batch, statistic, self.reference)
         sequence_T = batch.sequence_T.to(logp_T.device)
         old_T = None
         if update.old_logprobs is not None:
@@ -220,6 +234,7 @@ class Learner:
             old_logp_T=old_T,
             ref_logp_T=self._reference_logprobs(batch) if any(t.uses_reference for t in update.terms) else None,
             sampler_logp_T=sampler_rows(sequences, sequence_T, logp_T.detach() if old_T is None else old_T),
+            vocabulary_T=vocabulary_T,
         )
 
     @staticmethod

@@ -53,12 +53,13 @@ def gap_alarm(reports: Sequence[UpdateReport]) -> dict[str, Any] | None:
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, Any]:
-    """Accuracy, reward, verdicts and lengths of the rollouts of one step; {} where there were none."""
+    """Accuracy, reward, verdicts and lengths of the rollouts of one step, all rounds of it; {} where there were none."""
     rollouts = [r for group in groups for r in group.rollouts]
     if not rollouts:
         return {}
     verdicts = [v for group in groups for v in group.verdicts]
     return {
+        "prompts": len(groups),
         "accuracy": sum(v is Verdict.CORRECT for v in verdicts) / len(verdicts),
         "reward": sum(r for group in groups for r in group.rewards) / len(rollouts),
         "verdicts": {v.value: verdicts.count(v) for v in Verdict},

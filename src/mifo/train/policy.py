@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mifo.core.logprobs import token_logprobs
+from mifo.core.vocabulary import Rows, vocabulary_statistic
 from mifo.data.pack import MicroBatch, pack
 from mifo.errors import ModelError
 from mifo.train.attention import NO_MASK, PACKED_ATTENTION, plan_attention
 from mifo.train.faults import check_weights
 from mifo.train.norm import fuse_norms
-from mifo.types import Sequence
+from mifo.types import Sequence, VocabularyStatistic
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +85,30 @@ class Policy:
     def token_stats(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(logp_T, entropy_T) of the response tokens, differentiable; call inside `autocast`."""
         batch = batch.to(self.device)
+        rows = self._predictors(batch)
+        with torch.autocast(self.device.type, enabled=False):
+            return token_logprobs(rows.hidden_TD, rows.weight_VD, batch.target_T, bias_V=rows.bias_V)
+
+    def vocabulary_stats(
+        self, batch: MicroBatch, statistic: VocabularyStatistic, reference: Policy | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(logp_T, entropy_T, vocabulary_T) from one pass through the body, and one of the reference where it is needed."""
+        batch = batch.to(self.device)
+        rows, ref = self._predictors(batch), None
+        if statistic.needs_reference:
+            assert reference is not None
+            with torch.no_grad():
+                ref = reference._predictors(batch)
+        with torch.autocast(self.device.type, enabled=False):
+            logp_T, entropy_T = token_logprobs(rows.hidden_TD, rows.weight_VD, batch.target_T, bias_V=rows.bias_V)
+            return logp_T, entropy_T, vocabulary_statistic(statistic, rows, batch.target_T, ref)
+
+    def _predictors(self, batch: MicroBatch) -> Rows:
+        """The hidden states that predict the response tokens, with the output layer."""
         hidden_TD = (self._packed if self.layout == "packed" else self._padded)(batch)
         if torch.is_autocast_enabled(self.device.type):
             hidden_TD = hidden_TD.to(torch.get_autocast_dtype(self.device.type))
-        with torch.autocast(self.device.type, enabled=False):
-            return token_logprobs(hidden_TD, self.head.weight, batch.target_T, bias_V=self.head.bias)
+        return Rows(hidden_TD, self.head.weight, self.head.bias)
 
     def _packed(self, batch: MicroBatch) -> Tensor:
         assert self.model.config._attn_implementation == PACKED_ATTENTION, (

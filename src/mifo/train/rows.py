@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mifo.core.select import kept_count
-from mifo.types import Sequence, Term, TokenStats, Update
+from mifo.types import Sequence, Term, TokenStats, Update, VocabularyStatistic
 
 
 def live_sequences(update: Update) -> list[int]:
@@ -28,6 +28,13 @@ def counted_tokens(term: Term, sequence: Sequence) -> int:
     if term.denominator == "kept" and term.select is not None:
         return kept_count(length, term.select.fraction)
     return length
+
+
+def vocabulary_of(update: Update) -> VocabularyStatistic | None:
+    """What the terms of an update need of whole distributions; one statistic at most."""
+    wanted = {term.vocabulary for term in update.terms if term.vocabulary is not None}
+    assert len(wanted) <= 1, f"an update computes one vocabulary statistic, not {len(wanted)}"
+    return next(iter(wanted), None)
 
 
 def first_tokens(sequences: SequenceOf[Sequence], tokens: int) -> list[Sequence]:
@@ -71,4 +78,5 @@ def view(term: Term, stats: TokenStats, sequences: SequenceOf[Sequence]) -> Toke
         old_logp_T=stats.old_logp_T if term.uses_old_policy else None,
         ref_logp_T=stats.ref_logp_T if term.uses_reference else None,
         sampler_logp_T=stats.sampler_logp_T if term.uses_sampler else None,
+        vocabulary_T=stats.vocabulary_T if term.vocabulary is not None else None,
     )

@@ -42,8 +42,8 @@ def test_rows_without_gradient_never_meet_the_backward_pass(monkeypatch):
     weight = torch.randn(31, 8, requires_grad=True)
     logp, _ = token_logprobs(hidden, weight, torch.randint(0, 31, (40,)))
     seen = []
-    plain = logprobs._logits
-    monkeypatch.setattr(logprobs, "_logits", lambda h, w, b: seen.append(len(h)) or plain(h, w, b))
+    plain = logprobs.logits_of
+    monkeypatch.setattr(logprobs, "logits_of", lambda h, w, b: seen.append(len(h)) or plain(h, w, b))
     mask = torch.zeros(40)
     mask[[3, 17]] = 1.0
     (logp * mask).sum().backward()
