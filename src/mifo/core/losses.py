@@ -31,9 +31,10 @@ def sequence_ratio(stats: TokenStats) -> Tensor:
     """
     now_T = stats.logp_T.detach()
     gap_T = torch.zeros_like(now_T) if stats.old_logp_T is None else now_T - stats.old_logp_T
-    counts_S = torch.bincount(stats.sequence_T)
-    sums_S = gap_T.new_zeros(len(counts_S)).index_add(0, stats.sequence_T, gap_T)
-    return torch.exp((sums_S / counts_S.clamp(min=1))[stats.sequence_T] + stats.logp_T - now_T)
+    ids_S, place_T = stats.sequence_T.unique(return_inverse=True)
+    member_ST = ids_S[:, None] == stats.sequence_T  # summed in a fixed order, unlike index_add on a GPU
+    mean_S = (member_ST * gap_T).sum(1) / member_ST.sum(1)
+    return torch.exp(mean_S[place_T] + stats.logp_T - now_T)
 
 
 def truncated_importance(stats: TokenStats, cap: float) -> Tensor:

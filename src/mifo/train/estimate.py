@@ -51,7 +51,9 @@ def estimate(config: Config, method: Method, corpus: Corpus) -> Estimate:
     response = min(config.rollout.max_response_tokens, _mean_response(corpus) or config.rollout.max_response_tokens)
     sequences = phase.prompts * max(1, phase.rollouts)
     generated = phase.prompts * phase.rollouts * response
-    trained = sequences * response + phase.prompts * prompt
+    # Dynamic sampling is taken to need one round: how many it will need is not known.
+    groups = phase.prompts if phase.resample is None else phase.resample.groups
+    trained = groups * (max(1, phase.rollouts) * response + prompt)
     step = 2 * parameters * generated / (rate * DECODE_UTILISATION) + 6 * parameters * trained / (
         rate * TRAIN_UTILISATION
     )
