@@ -1,8 +1,9 @@
-"""Ranges of numeric fields, written beside the field's type."""
+"""Ranges of numeric fields, written beside the field's type, and the names of the usual ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 
 @dataclass(frozen=True)
@@ -32,3 +33,13 @@ class Bounds:
 
 def _plain(number: float) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+Share = Annotated[float, Bounds(0.0, 1.0)]
+PositiveShare = Annotated[float, Bounds(0.0, 1.0, open_low=True)]
+ShareBelowOne = Annotated[float, Bounds(0.0, 1.0, open_high=True)]
+NonNegative = Annotated[float, Bounds(0.0)]
+Positive = Annotated[float, Bounds(0.0, open_low=True)]
+Count = Annotated[int, Bounds(1)]
+CountOrZero = Annotated[int, Bounds(0)]
+Seed = Annotated[int, Bounds(0, 2**32 - 1)]

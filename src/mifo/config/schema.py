@@ -10,131 +10,37 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from mifo.config.bounds import Bounds
+from mifo.config.bounds import Bounds, Count, CountOrZero, NonNegative, Positive, PositiveShare, Share, ShareBelowOne
+from mifo.config.tables import (
+    DataConfig,
+    EvaluationConfig,
+    GuardConfig,
+    ModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainConfig,
+)
 from mifo.types import NormalizerName
 
-Share = Annotated[float, Bounds(0.0, 1.0)]
-PositiveShare = Annotated[float, Bounds(0.0, 1.0, open_low=True)]
-ShareBelowOne = Annotated[float, Bounds(0.0, 1.0, open_high=True)]
-NonNegative = Annotated[float, Bounds(0.0)]
-Positive = Annotated[float, Bounds(0.0, open_low=True)]
-Count = Annotated[int, Bounds(1)]
-CountOrZero = Annotated[int, Bounds(0)]
-Seed = Annotated[int, Bounds(0, 2**32 - 1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which model is trained, and how it is computed."""
-
-    path: str = "smollm2-135m-instruct"
-    """A local Hugging Face folder, a hub id, `smollm2-135m-instruct` (embedded) or `tiny` (random, for tests)."""
-    revision: str | None = None
-    """Commit or tag of a hub id."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off unless you trust it."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N. auto takes a CUDA device where there is one."""
-    compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of forward and backward passes; master weights are always fp32. auto: bfloat16 where it is fast."""
-    rope_theta: Positive | None = None
-    """RoPE base, to stretch the context (the paper raises 10,000 to 40,000)."""
-    context: Count | None = None
-    """Longest prompt plus response in tokens; none keeps the model's own."""
-    layout: Literal["auto", "packed", "padded"] = "auto"
-    """Rows of a micro-batch end to end with attention per sequence, or padded. auto packs where a check agrees."""
-    activation_checkpointing: bool = False
-    """Trade a second forward pass for the memory of activations."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is trained on and what it is measured on."""
-
-    train: str = "embedded"
-    """`embedded`, a JSONL/parquet file, a `datasets` folder, or a hub id."""
-    evaluation: str = "embedded"
-    """Held-out problems: as `train`, or `embedded:ood`; `none` for no evaluation."""
-    families: tuple[str, ...] = ()
-    """Embedded families; empty means all that are meant for training. Other data has none."""
-    levels: Count | None = None
-    """Hardest level of the embedded families; none means all."""
-    train_problems: Count | None = 2000
-    """How many problems to generate, or the most to read from a file (none: all of it)."""
-    evaluation_problems: Count | None = 200
-    """The same for the held-out problems."""
-    split: str = "train"
-    """Split of a `datasets` folder or hub data set for training."""
-    evaluation_split: str = "test"
-    """Split of a `datasets` folder or hub data set for evaluation."""
-    template: Literal["tokenizer", "luffy", "qwen", "prime", "none"] = "tokenizer"
-    """How a problem becomes a prompt: the tokenizer's own chat template or one of the paper's Figure 8."""
-    system_prompt: str | None = None
-    """System turn for template `tokenizer`; none leaves the template's own."""
-    max_prompt_tokens: Count = 1024
-    """Longer prompts are dropped and counted."""
-    max_demonstration_tokens: Count = 8192
-    """Longer demonstrations are dropped and counted; their problems stay."""
-    verify_demonstrations: bool = True
-    """Grade every demonstration against its answer when data is read, and drop those that fail."""
-    box_answers: bool = False
-    """End demonstrations that have no boxed answer with the reference answer; for solutions known to be right."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardConfig:
-    """How answers are graded."""
-
-    correct: float = 1.0
-    """Reward of a correct answer."""
-    incorrect: float = 0.0
-    """Reward of any other verdict; errors and time-outs are counted apart."""
-    workers: Count = 1
-    """Processes for answers that exact comparison cannot decide."""
-    seconds_per_answer: Positive = 5.0
-    """Deadline of one answer; past it the worker is killed and the verdict is timeout."""
-    worker_memory_mib: Count = 2048
-    """Address space of a worker, and of a program that answers a coding problem."""
-    max_failure_share: PositiveShare = 0.25
-    """Stop the run when errors and time-outs exceed this share of the last `failure_window` answers; 1 never stops."""
-    failure_window: Count = 512
-    """Answers over which failures are counted; fewer answers than that count as if the others had been decided."""
-    unsafe_code_execution: bool = False
-    """Run answers to coding problems without a sandbox where bubblewrap is missing. They can read and delete your files."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
-    """How responses are sampled during training."""
-
-    engine: Literal["auto", "local", "generate"] = "auto"
-    """The embedded decode loop, or transformers' forward pass for other architectures. auto picks by architecture."""
-    temperature: Positive = 1.0
-    """Sampling temperature."""
-    top_p: PositiveShare = 1.0
-    """Nucleus mass; 1 samples the whole distribution."""
-    max_response_tokens: Count = 8192
-    """Longest response."""
-    batch_rows: Count | None = None
-    """Most sequences decoded at once; none: all of a step."""
-    compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the sampler. auto: as the trainer computes."""
-    gap_alarm: Positive | None = None
-    """Alarm when the mean |log-prob| gap of sampler and trainer exceeds this many nats; none: 2.2 times what rounding does."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuardConfig:
-    """What happens to updates whose numbers are not finite, or are far from the usual."""
-
-    skips_in_a_row: Count = 3
-    """Abort when so many updates of a phase in a row were skipped."""
-    on_spike: Literal["warn", "skip", "rollback"] = "warn"
-    """Take a step whose loss or gradient norm spikes, skip it, or skip it and undo the step before (needs a copy in memory)."""
-    spike_factor: Annotated[float, Bounds(1.0, open_low=True)] = 10.0
-    """A spike: a gradient norm of so many medians, or a loss so many spreads above its median."""
-    spike_window: Annotated[int, Bounds(8)] = 32
-    """Updates of the same phase that median and spread are taken over."""
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "GrpoMethod",
+    "GuardConfig",
+    "ImitationConfig",
+    "MethodConfig",
+    "MifoMethod",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PolicyGradientConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SftMethod",
+    "TrainConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,68 +205,6 @@ class MifoMethod:
 
 
 MethodConfig = MifoMethod | GrpoMethod | SftMethod
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long and in what pieces."""
-
-    steps: Count = 500
-    """RL steps (SFT updates for method sft) to take."""
-    minutes: Positive | None = None
-    """Stop at the first step that ends after this many minutes, or keep to the number of steps (none)."""
-    seed: Seed = 0
-    """Seed of data order, sampling and initialisation."""
-    micro_batch_tokens: Count = 8192
-    """Most tokens in one forward pass; the gradient does not depend on it."""
-    threads: Count | None = None
-    """CPU threads; none: all cores."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """When and how accuracy on held-out problems is measured."""
-
-    every_steps: Count | None = None
-    """Also measure every so many RL steps; none: only before and after training."""
-    around_sft: bool = True
-    """Measure just before and just after every SFT phase: the forgetting meter."""
-    meter_problems: Count | None = None
-    """Problems of the forgetting meter, the first of the held-out ones; none: all of them."""
-    samples: Count = 1
-    """Responses for each problem; accuracy is their mean (avg@k)."""
-    temperature: NonNegative = 0.0
-    """0 is greedy; the paper evaluates at 0.6."""
-    top_p: PositiveShare = 1.0
-    """Nucleus mass."""
-    max_response_tokens: Count | None = None
-    """Longest response; none: as in training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Where a run lives and what it writes."""
-
-    folder: str = "runs"
-    """Parent of run folders."""
-    name: str | None = None
-    """Name of the run folder; none: the recipe's name."""
-    checkpoint_steps: Count | None = 25
-    """Write a checkpoint every so many steps, RL and SFT alike; none: only at the end."""
-    keep_checkpoints: Count = 2
-    """How many of the newest checkpoints stay."""
-    keep_every: Count | None = None
-    """Also keep every checkpoint whose turn is a multiple of this; none: only the newest."""
-    background_checkpoints: bool = True
-    """Write checkpoints beside training, at the cost of a copy of all state while one is written; false waits instead."""
-    verify_checkpoints: bool = True
-    """Compare the hash of every file of a checkpoint before resuming from it (`--no-verify` does not)."""
-    lock: bool = True
-    """Refuse a folder that another run is using; off only for file systems without locks."""
-    samples_per_step: CountOrZero = 4
-    """Rollouts written to samples.jsonl each step."""
-    export: bool = True
-    """Write a plain Hugging Face folder at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mifo
-from mifo.config import schema
+from mifo.config import schema, tables
 from mifo.config.describe import field_comments, method_descriptions, reference_page
 from mifo.config.help import settings_help
 
@@ -19,7 +19,7 @@ DOCS = SOURCE.parents[1] / "docs" / "configuration.md"
 TABLES = [
     member
     for member in vars(schema).values()
-    if isinstance(member, type) and dataclasses.is_dataclass(member) and member.__module__ == schema.__name__
+    if isinstance(member, type) and dataclasses.is_dataclass(member) and member.__module__ in (schema.__name__, tables.__name__)
 ]
 SETTINGS = [(table, f.name) for table in TABLES if table is not schema.Config for f in dataclasses.fields(table)]
 # Settings that are read through a property of Config.
