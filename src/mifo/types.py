@@ -226,13 +226,16 @@ class Phase:
     """What the next step does.
 
     An "rl" or "mixed" step samples `prompts` × `rollouts`, again and again with `resample`; an "sft" step samples nothing.
-    `optimizer` names the optimizer whose moments it uses. `freeze` holds for the whole phase.
+    `demonstrations` more problems are drawn without rollouts. `optimizer` names the optimizer whose moments it uses; `fresh`
+    starts a phase without any, and its schedule anew. `freeze` holds for the whole phase.
     """
 
     name: Literal["rl", "sft", "mixed"]
     optimizer: Literal["rl", "sft"]
     prompts: int = 0
     rollouts: int = 0
+    demonstrations: int = 0
+    fresh: bool = False
     freeze: Freeze | None = None
     resample: Resample | None = None
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 
+from mifo.config.check_mixed import check_mixed
 from mifo.config.decode import check_bounds
 from mifo.config.schema import (
     Config,
     GrpoMethod,
     ImitationConfig,
+    LuffyMethod,
     MifoMethod,
     OptimizerConfig,
     PolicyGradientConfig,
     RunConfig,
     SftMethod,
+    SrftMethod,
 )
 from mifo.errors import ConfigError
 
@@ -33,13 +36,16 @@ def check_config(config: Config) -> None:
     _check_reward(config)
     _check_run(config.run)
     method = config.method
-    if isinstance(method, MifoMethod | GrpoMethod):
+    if not isinstance(method, SftMethod | SrftMethod):
         _check_policy_gradient(method.rl, config)
     if isinstance(method, SftMethod):
         _check_imitation(method.sft, method.batch_size)
+    elif not isinstance(method, MifoMethod | GrpoMethod | LuffyMethod | SrftMethod):
+        _check_imitation(method.sft, demonstrations_of_batch(method))
     if isinstance(method, MifoMethod):
         _check_imitation(method.sft, method.sft_batch_size or method.buffer_size)
         _check_mifo(method, config)
+    check_mixed(config)
 
 
 def _check_reward(config: Config) -> None:

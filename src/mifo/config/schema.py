@@ -24,21 +24,31 @@ from mifo.config.tables import (
 from mifo.types import NormalizerName
 
 __all__ = [
+    "ChordMethod",
     "Config",
     "DataConfig",
     "EvaluationConfig",
     "GrpoMethod",
     "GuardConfig",
+    "HptMethod",
     "ImitationConfig",
+    "LuffyMethod",
     "MethodConfig",
     "MifoMethod",
     "ModelConfig",
+    "MultiStageMethod",
     "OptimizerConfig",
     "PolicyGradientConfig",
+    "ReliftMethod",
     "RewardConfig",
+    "RlSftMethod",
+    "RlWithSftMethod",
     "RolloutConfig",
     "RunConfig",
     "SftMethod",
+    "SftRlMethod",
+    "SrftMethod",
+    "SuperRlMethod",
     "TrainConfig",
 ]
 
@@ -204,7 +214,203 @@ class MifoMethod:
     """Own moments for SFT, or RL's."""
 
 
-MethodConfig = MifoMethod | GrpoMethod | SftMethod
+@dataclass(frozen=True, kw_only=True)
+class ReliftMethod:
+    """ReLIFT: RL, and an SFT step on failed questions whenever enough of them wait."""
+
+    name: Literal["relift"] = "relift"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient of the RL steps."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss of the SFT steps."""
+    accuracy_threshold: Share = 0.0
+    """A question with rollout accuracy at most this gives its demonstration to the buffer."""
+    buffer_size: Count = 128
+    """S: an SFT step follows the RL step after which at least this many wait, and learns so many of them."""
+    buffer_order: Literal["fifo", "lifo"] = "fifo"
+    """Which wait least: fifo learns the oldest first, lifo the newest (the authors' code)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LuffyMethod:
+    """LUFFY: a demonstration in every group, with a shaped off-policy gradient and a shared baseline."""
+
+    name: Literal["luffy"] = "luffy"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient; rollouts_per_prompt counts the demonstration, so one less is sampled."""
+    gamma: Positive | None = 0.1
+    """γ of the shaping p/(p+γ) on demonstrations; none: p as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlWithSftMethod:
+    """RL with SFT loss: policy gradient of the rollouts plus the cross-entropy of the demonstration, in one update."""
+
+    name: Literal["rl_with_sft"] = "rl_with_sft"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient; rollouts_per_prompt counts the demonstration, so one less is sampled."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss."""
+    sft_coefficient: Positive = 1.0
+    """λ: weight of the imitation loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftRlMethod:
+    """SFT→RL: some SFT steps, then RL to the end, each with its own optimizer."""
+
+    name: Literal["sft_rl"] = "sft_rl"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss."""
+    sft_steps: Count = 250
+    """SFT steps of train.steps; the others are RL."""
+    sft_batch_size: Count = 64
+    """Demonstrations in one SFT step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlSftMethod:
+    """RL→SFT: some RL steps, then SFT to the end (the paper's forgetting probe)."""
+
+    name: Literal["rl_sft"] = "rl_sft"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss."""
+    rl_steps: Count = 50
+    """RL steps of train.steps; the others are SFT."""
+    sft_batch_size: Count = 64
+    """Demonstrations in one SFT step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiStageMethod:
+    """SFT and RL in turn, a fixed number of steps each; an optimizer starts anew with its stage."""
+
+    name: Literal["multi_stage"] = "multi_stage"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss."""
+    sft_steps: Count = 125
+    """SFT steps of a cycle."""
+    rl_steps: Count = 125
+    """RL steps of a cycle; K cycles take train.steps = K·(sft_steps + rl_steps)."""
+    sft_batch_size: Count = 64
+    """Demonstrations in one SFT step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SrftMethod:
+    """SRFT: demonstrations and rollouts in one stage, weighted by the policy's entropy; nothing is clipped."""
+
+    name: Literal["srft"] = "srft"
+    """Tag of this method."""
+    prompts_per_step: Count = 128
+    """Questions sampled in one step."""
+    rollouts_per_prompt: Count = 8
+    """Responses sampled for each question, beside its demonstration."""
+    updates_per_step: Count = 2
+    """Optimizer updates made from one step; the groups are split evenly between them."""
+    normalizer: Literal["token", "sequence"] = "token"
+    """How the tokens of each stream are averaged."""
+    advantage_std: bool = True
+    """Divide the demonstration's advantage by the standard deviation of rewards over rollouts and demonstration."""
+    sft_scale: NonNegative = 0.5
+    """Factor of the demonstration's weight e^{-H}."""
+    sft_entropy_sign: Literal["minus", "plus"] = "minus"
+    """Sign of H in that weight: the paper prints minus; the authors' code is reported to have plus."""
+    rl_scale: NonNegative = 0.1
+    """Factor of a correct rollout's weight e^{+H}."""
+    entropy_scope: Literal["sequence", "token"] = "sequence"
+    """H is the mean over the response, or each token's own."""
+    negative_weight: NonNegative = 1.0
+    """Weight of wrong rollouts: 1 in the paper's derivation, 0 with its rewards of 0 and 1."""
+    gamma: Positive | None = None
+    """γ of LUFFY's shaping p/(p+γ) on the demonstration's RL term; none: p as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HptMethod:
+    """HPT: a question whose rollouts mostly fail is learned from its demonstration, any other by RL."""
+
+    name: Literal["hpt"] = "hpt"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss."""
+    accuracy_threshold: ShareBelowOne = 0.0
+    """γ: at most this share of correct rollouts means imitation (0 for Qwen, 2/8 for Llama)."""
+    sft_coefficient: Positive = 1.0
+    """β: weight of the imitation loss (1; 0.3 for the 1.5B model)."""
+    denominator: Literal["batch", "stream"] = "batch"
+    """Average each loss over all questions of the update, or over those that it learns from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperRlMethod:
+    """SuperRL: RL for a question with any reward (or advantage), its demonstration for the others."""
+
+    name: Literal["superrl"] = "superrl"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss."""
+    gate: Literal["reward", "advantage"] = "reward"
+    """RL where some rollout has a positive reward, or where some has a positive advantage."""
+    denominator: Literal["batch", "stream"] = "batch"
+    """Average each loss over all questions of the update, or over those that it learns from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChordMethod:
+    """CHORD: (1−μ) RL + μ SFT on questions of their own, μ by a schedule, tokens weighted by p(1−p)."""
+
+    name: Literal["chord"] = "chord"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss."""
+    demonstrations_per_step: Count = 64
+    """Questions more in each step, shown with their demonstration and not sampled."""
+    mu_peak: Share = 0.5
+    """μ at the end of its warm-up."""
+    mu_valley: Share = 0.02
+    """μ at the end of its decay and after."""
+    mu_warmup_steps: CountOrZero = 200
+    """Steps in which μ rises linearly from 0 to its peak."""
+    mu_decay_steps: CountOrZero = 400
+    """Steps in which μ falls by a cosine to its valley."""
+    token_weight: Literal["phi", "none"] = "phi"
+    """phi weighs a demonstration's tokens by p(1−p); none counts them alike."""
+
+
+MethodConfig = (
+    MifoMethod
+    | GrpoMethod
+    | SftMethod
+    | SftRlMethod
+    | RlSftMethod
+    | MultiStageMethod
+    | ReliftMethod
+    | LuffyMethod
+    | RlWithSftMethod
+    | SrftMethod
+    | HptMethod
+    | SuperRlMethod
+    | ChordMethod
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,31 @@ from typing import Any
 
 from mifo.config.schema import Config
 from mifo.methods.base import Method
+from mifo.methods.chord import Chord
+from mifo.methods.gated import Hpt, SuperRl
 from mifo.methods.grpo import Grpo
+from mifo.methods.luffy import Luffy
 from mifo.methods.mifo import Mifo
+from mifo.methods.relift import Relift
+from mifo.methods.rl_with_sft import RlWithSft
 from mifo.methods.sft import Sft
+from mifo.methods.srft import Srft
+from mifo.methods.stages import Stages
 
 METHODS: dict[str, Callable[[Any, Config], Method]] = {
+    "chord": Chord,
     "grpo": Grpo,
+    "hpt": Hpt,
+    "luffy": Luffy,
     "mifo": Mifo,
+    "multi_stage": Stages,
+    "relift": Relift,
+    "rl_sft": Stages,
+    "rl_with_sft": RlWithSft,
     "sft": Sft,
+    "sft_rl": Stages,
+    "srft": Srft,
+    "superrl": SuperRl,
 }
 
 

@@ -7,7 +7,7 @@ each sequence counts. A method never runs a model, never divides and never sees 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from mifo.types import Freeze, Group, Phase, Update
 
@@ -21,6 +21,8 @@ class Method(Protocol):
     """How many different demonstrations the data must hold for this method to learn from any (MIFO: a full buffer)."""
     needs_reference: bool
     """Some term compares with the model as it was loaded."""
+    optimizers: tuple[Literal["rl", "sft"], ...]
+    """The optimizers that its phases name; each keeps moments of its own."""
     freeze: Freeze | None
     """What SFT phases must not move; None needs neither snapshot nor importance map."""
 
@@ -43,3 +45,21 @@ class Method(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         ...
+
+
+class Stateless:
+    """What methods share that are the same at every step: nothing frozen, nothing to report, nothing to save."""
+
+    needs_reference = False
+    freeze: Freeze | None = None
+
+    def progress(self) -> Mapping[str, float]:
+        """No state to report."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """No state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """No state."""

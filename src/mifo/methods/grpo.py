@@ -118,6 +118,7 @@ class Grpo:
 
     needs_demonstrations = False
     least_demonstrations = 0
+    optimizers = ("rl",)
     freeze: Freeze | None = None
 
     def __init__(self, method: GrpoMethod, config: Config) -> None:

@@ -33,6 +33,7 @@ class Mifo:
         self.buffer = QuestionBuffer(method.buffer_size, method.buffer_order)
         self.least_demonstrations = method.buffer_size
         self.learning = False
+        self.optimizers = ("rl", "sft") if method.optimizers == "separate" else ("rl",)
         self.needs_reference = method.rl.kl_coefficient > 0 or imitates_with_reference(method.sft)
         self.freeze: Freeze | None = None
         if method.freeze_top > 0:

@@ -129,6 +129,7 @@ class Sft:
 
     needs_demonstrations = True
     least_demonstrations = 1
+    optimizers = ("sft",)
     freeze: Freeze | None = None
 
     def __init__(self, method: SftMethod, config: Config) -> None:

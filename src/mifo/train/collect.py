@@ -37,9 +37,10 @@ def _round(run: Run, phase: Phase, number: int) -> tuple[Group, ...]:
     """The groups of `phase.prompts` fresh problems; () where `run.tainted` says why."""
     parts, ledger = run.parts, run.ledger
     problems = run.stream.take(phase.prompts)
-    ledger.saw_problems([p.id for p in problems])
+    shown = tuple(run.make_group(p, (), ()) for p in run.stream.take(phase.demonstrations))
+    ledger.saw_problems([p.id for p in problems] + [group.problem.id for group in shown])
     if phase.rollouts == 0:
-        return tuple(run.make_group(p, (), ()) for p in problems)
+        return tuple(run.make_group(p, (), ()) for p in problems) + shown
     prompts = [parts.corpus.encoded[p.id].prompt_ids for p in problems]
     seed = derive_seed(run.config.train.seed, f"rollout.{number}" if number else "rollout", run.steps)
     with ledger.timed("rollout"), run.stop.window():
@@ -56,7 +57,7 @@ def _round(run: Run, phase: Phase, number: int) -> tuple[Group, ...]:
         assert all(r.weight_version == run.version for r in row), "rollouts of another version of the weights"
     with ledger.timed("reward"), run.stop.window():
         verdicts = _grade(run, problems, rollouts)
-    return tuple(run.make_group(p, row, v) for p, row, v in zip(problems, rollouts, verdicts, strict=True))
+    return tuple(run.make_group(p, row, v) for p, row, v in zip(problems, rollouts, verdicts, strict=True)) + shown
 
 
 def _sampling(parts: Parts) -> Sampling:

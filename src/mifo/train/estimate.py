@@ -99,7 +99,7 @@ def _memory(
     key_heads = size.num_key_value_heads if hasattr(size, "num_key_value_heads") else size.num_attention_heads
     kv = 2 * size.num_hidden_layers * key_heads * (size.hidden_size // size.num_attention_heads)
     rows = min(config.rollout.batch_rows or sequences, sequences)
-    moments = 4 if config.method.name == "mifo" else 2
+    moments = 2 * len(method.optimizers)
     return {
         "weights and gradients (fp32)": 8 * parameters,
         "optimizer moments": 4 * moments * parameters,
@@ -117,8 +117,7 @@ def _checkpoint_copy(config: Config, method: Method, parameters: int) -> int:
     """Weights, moments, importance map and snapshot once more, while a checkpoint is written."""
     if not config.run.background_checkpoints:
         return 0
-    optimizers = 2 if config.method.name == "mifo" else 1
-    return 4 * parameters * (1 + 2 * optimizers + (2 if method.freeze is not None else 0))
+    return 4 * parameters * (1 + 2 * len(method.optimizers) + (2 if method.freeze is not None else 0))
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -54,6 +54,7 @@ def gap_alarm(reports: Sequence[UpdateReport]) -> dict[str, Any] | None:
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, Any]:
     """Accuracy, reward, verdicts and lengths of the rollouts of one step, all rounds of it; {} where there were none."""
+    groups = [group for group in groups if group.rollouts]
     rollouts = [r for group in groups for r in group.rollouts]
     if not rollouts:
         return {}

@@ -42,6 +42,11 @@ class ScheduledAdamW:
             fused=True,
         )
 
+    def reset(self) -> None:
+        """No moments, and the schedule from its start."""
+        self.updates = 0
+        self.optimizer.state.clear()
+
     def prepare(self) -> float:
         """Set and return the rate of the coming update."""
         rate = learning_rate(self.config, self.updates)

@@ -20,6 +20,16 @@ def live_sequences(update: Update) -> list[int]:
     return [i for i, s in enumerate(update.sequences) if s.response_ids and any(s.weights.values())]
 
 
+def demonstrated(updates: SequenceOf[Update]) -> list[str]:
+    """Problems whose demonstration has a part in the gradient, once for each update."""
+    return [
+        update.sequences[i].problem_id
+        for update in updates
+        for i in live_sequences(update)
+        if update.sequences[i].sampler_logprobs is None
+    ]
+
+
 def counted_tokens(term: Term, sequence: Sequence) -> int:
     """Tokens of a sequence in the denominator of a term; 0 if the term does not see it."""
     if term.name not in sequence.weights:

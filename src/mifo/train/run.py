@@ -27,6 +27,7 @@ from mifo.train.learner import Learner
 from mifo.train.ledger import Ledger
 from mifo.train.metrics import freeze_record, gap_alarm, group_metrics, score_record, update_record
 from mifo.train.optim import ScheduledAdamW
+from mifo.train.rows import demonstrated
 from mifo.train.samples import sample_records
 from mifo.train.state import Saving, plain_state, restore_snapshot, take_snapshot
 from mifo.train.stop import Stop
@@ -140,6 +141,8 @@ class Run:
             self._leave_sft()
         if phase.name == "sft" and self.phase is not None:
             self._enter_sft(phase)
+        if phase.fresh:
+            self.parts.optimizers[phase.optimizer].reset()
         self.phase = phase.name
         self.emit("events", {"event": "phase", "phase": phase.name, "step": self.steps, **(self.frozen or {})})
         self.mark()
@@ -307,12 +310,11 @@ class Run:
         ledger = self.ledger
         ledger.updates += sum(r.taken for r in reports)
         tokens, fed = sum(r.tokens for r in reports), sum(r.fed_tokens for r in reports)
+        ids = demonstrated([u for u, report in zip(updates, reports, strict=True) if report.taken])
+        ledger.used_demonstrations(ids)
         if phase.name == "sft":
             ledger.sft_steps += 1
             ledger.sft_tokens, ledger.sft_fed_tokens = ledger.sft_tokens + tokens, ledger.sft_fed_tokens + fed
-            taken = [update for update, report in zip(updates, reports, strict=True) if report.taken]
-            ids = [s.problem_id for update in taken for s in update.sequences]
-            ledger.used_demonstrations(ids)
             if self.meters and "after" not in self.meters[-1]:
                 self.meters[-1]["demonstrations"] += len(ids)
         else:

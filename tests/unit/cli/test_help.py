@@ -7,6 +7,7 @@ import time
 import pytest
 
 from mifo.cli import main
+from mifo.config.describe import method_descriptions
 from mifo.config.load import recipe_names
 
 # Runs the command line in a fresh interpreter in which heavy libraries cannot be imported.
@@ -116,5 +117,5 @@ def test_recipes(capsys, monkeypatch):
 
 def test_methods(capsys, monkeypatch):
     lines = shown(capsys, monkeypatch, "methods").splitlines()
-    assert [line.split()[0] for line in lines if line[:1] != " "] == ["mifo", "grpo", "sft"]
+    assert [line.split()[0] for line in lines if line[:1] != " "] == [name for name, _ in method_descriptions()]
     assert "parameter freezing" in lines[0]

@@ -13,13 +13,16 @@ import mifo
 from mifo.config import schema, tables
 from mifo.config.describe import field_comments, method_descriptions, reference_page
 from mifo.config.help import settings_help
+from mifo.methods import METHODS
 
 SOURCE = Path(mifo.__file__).parent
 DOCS = SOURCE.parents[1] / "docs" / "configuration.md"
 TABLES = [
     member
     for member in vars(schema).values()
-    if isinstance(member, type) and dataclasses.is_dataclass(member) and member.__module__ in (schema.__name__, tables.__name__)
+    if isinstance(member, type)
+    and dataclasses.is_dataclass(member)
+    and member.__module__ in (schema.__name__, tables.__name__)
 ]
 SETTINGS = [(table, f.name) for table in TABLES if table is not schema.Config for f in dataclasses.fields(table)]
 # Settings that are read through a property of Config.
@@ -37,6 +40,16 @@ HOLDERS = {
     schema.GrpoMethod: {"method"},
     schema.SftMethod: {"method"},
     schema.MifoMethod: {"method"},
+    schema.ReliftMethod: {"method"},
+    schema.LuffyMethod: {"method"},
+    schema.RlWithSftMethod: {"method"},
+    schema.SftRlMethod: {"method"},
+    schema.RlSftMethod: {"method"},
+    schema.MultiStageMethod: {"method"},
+    schema.SrftMethod: {"method"},
+    schema.HptMethod: {"method"},
+    schema.SuperRlMethod: {"method"},
+    schema.ChordMethod: {"method"},
     schema.TrainConfig: {"train"},
     schema.EvaluationConfig: {"evaluation"},
     schema.RunConfig: {"run"},
@@ -112,7 +125,8 @@ def test_every_row_of_the_reference_page_has_four_cells():
 
 def test_methods_are_described_in_one_line():
     descriptions = dict(method_descriptions())
-    assert list(descriptions) == ["mifo", "grpo", "sft"]
+    assert list(descriptions)[:3] == ["mifo", "grpo", "sft"]
+    assert set(descriptions) == set(METHODS)
     assert all(text.endswith(".") for text in descriptions.values())
 
 

@@ -1,0 +1,100 @@
+"""Settings that cannot work together in methods that learn from rollouts and demonstrations."""
+
+from __future__ import annotations
+
+from mifo.config.schema import (
+    ChordMethod,
+    Config,
+    LuffyMethod,
+    MultiStageMethod,
+    RlSftMethod,
+    RlWithSftMethod,
+    SftRlMethod,
+    SrftMethod,
+    SuperRlMethod,
+)
+from mifo.errors import ConfigError
+
+
+def check_mixed(config: Config) -> None:
+    """Check the combinations of a method's own settings with each other and with the run's.
+
+    Raises:
+        ConfigError: names the fields, their values, the reason and the remedy.
+    """
+    method = config.method
+    if isinstance(method, SftRlMethod | RlSftMethod | MultiStageMethod):
+        _check_stages(method, config.train.steps)
+    if isinstance(method, LuffyMethod | SrftMethod):
+        _check_rewarded_demonstrations(config)
+    if isinstance(method, RlWithSftMethod) and method.rl.rollouts_per_prompt < 3:
+        raise ConfigError(
+            f"method.rl.rollouts_per_prompt = {method.rl.rollouts_per_prompt} counts the demonstration, so one response is "
+            "sampled and has no baseline. Use at least 3."
+        )
+    if isinstance(method, SrftMethod):
+        _check_srft(method)
+    if isinstance(method, SuperRlMethod) and method.gate == "reward" and config.reward.correct <= 0.0:
+        raise ConfigError(
+            f"method.gate = 'reward' asks for a positive reward, but reward.correct = {config.reward.correct:g}: no question "
+            "would be learned by RL. Give correct answers a positive reward, or use method.gate = 'advantage'."
+        )
+    if isinstance(method, ChordMethod):
+        _check_chord(method)
+
+
+def _check_stages(method: SftRlMethod | RlSftMethod | MultiStageMethod, steps: int) -> None:
+    if isinstance(method, MultiStageMethod):
+        cycle = method.sft_steps + method.rl_steps
+        if steps % cycle:
+            raise ConfigError(
+                f"train.steps = {steps} is no multiple of a cycle of method.sft_steps = {method.sft_steps} and "
+                f"method.rl_steps = {method.rl_steps}, so the last cycle would be cut short. Use a multiple of {cycle}."
+            )
+        return
+    name, first = ("rl_steps", method.rl_steps) if isinstance(method, RlSftMethod) else ("sft_steps", method.sft_steps)
+    if first >= steps:
+        raise ConfigError(
+            f"method.{name} = {first} leaves nothing of train.steps = {steps} for the second stage. Lower {name}, or raise "
+            "train.steps, which counts both."
+        )
+
+
+def _check_rewarded_demonstrations(config: Config) -> None:
+    if not config.data.verify_demonstrations:
+        raise ConfigError(
+            f"data.verify_demonstrations = false with method.name = '{config.method.name}', which gives every demonstration "
+            "the reward of a correct answer. Leave it true."
+        )
+
+
+def _check_srft(method: SrftMethod) -> None:
+    if method.prompts_per_step % method.updates_per_step:
+        raise ConfigError(
+            f"method.prompts_per_step = {method.prompts_per_step} does not divide into method.updates_per_step = "
+            f"{method.updates_per_step} equal updates. Choose a divisor."
+        )
+    if method.sft_scale == 0.0 and method.sft_entropy_sign != SrftMethod.sft_entropy_sign:
+        raise ConfigError(
+            f"method.sft_entropy_sign = '{method.sft_entropy_sign}' has no effect with method.sft_scale = 0. Leave it out, or "
+            "raise sft_scale."
+        )
+
+
+def _check_chord(method: ChordMethod) -> None:
+    if method.demonstrations_per_step % method.rl.updates_per_step:
+        raise ConfigError(
+            f"method.demonstrations_per_step = {method.demonstrations_per_step} does not divide into "
+            f"method.rl.updates_per_step = {method.rl.updates_per_step} equal updates. Choose a multiple."
+        )
+    if method.mu_valley > method.mu_peak:
+        raise ConfigError(
+            f"method.mu_valley = {method.mu_valley:g} exceeds method.mu_peak = {method.mu_peak:g}, but mu falls from its peak to "
+            "its valley. Exchange them."
+        )
+    if method.mu_decay_steps == 0 and method.mu_valley != method.mu_peak:
+        raise ConfigError(
+            f"method.mu_peak = {method.mu_peak:g} and method.mu_valley = {method.mu_valley:g} differ, but "
+            "method.mu_decay_steps = 0 leaves no step between them. Give "
+            "both the same value for a constant mu, or raise mu_decay_steps."
+        )

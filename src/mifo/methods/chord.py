@@ -1,0 +1,94 @@
+"""CHORD (METHODS 6.7): L = (1 − μ_t)·GRPO + μ_t·SFT, on rollouts of some questions and demonstrations of others.
+
+    mu          μ_t falls from its peak to its valley, every token of a demonstration counts alike
+    phi         μ fixed, tokens weighted by p(1 − p)
+    both        μ_t with a warm-up, and φ
+
+(1 − μ_t) multiplies the policy-gradient term; KL and entropy bonus keep their coefficients. The authors draw demonstrations from
+a set of their own; here they are the next problems of the same stream, so no question is sampled and shown in one epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mifo.config.schema import ChordMethod, Config
+from mifo.core.mixing import UncertaintyWeighted, warmup_cosine
+from mifo.methods.mixture import imitation_of, joined, own_update, parts, scaled
+from mifo.types import Freeze, Group, Phase, Update
+
+
+class Chord:
+    """On-policy RL and off-policy SFT with a coefficient that follows the steps."""
+
+    needs_demonstrations = True
+    least_demonstrations = 1
+    freeze: Freeze | None = None
+    optimizers = ("rl",)
+
+    def __init__(self, method: ChordMethod, config: Config) -> None:
+        self.method = method
+        self.longest_response = config.rollout.max_response_tokens
+        self.longest_demonstration = config.data.max_demonstration_tokens
+        self.needs_reference = method.rl.kl_coefficient > 0
+        self.step = 0
+
+    @property
+    def mu(self) -> float:
+        """μ_t of the coming step."""
+        method = self.method
+        return warmup_cosine(
+            self.step,
+            warmup=method.mu_warmup_steps,
+            decay=method.mu_decay_steps,
+            peak=method.mu_peak,
+            valley=method.mu_valley,
+        )
+
+    def next_phase(self) -> Phase:
+        """Rollouts of some questions, demonstrations of others."""
+        rl = self.method.rl
+        return Phase(
+            name="mixed",
+            optimizer="rl",
+            prompts=rl.prompts_per_step,
+            rollouts=rl.rollouts_per_prompt,
+            demonstrations=self.method.demonstrations_per_step,
+        )
+
+    def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
+        """(1 − μ)·pg on rollouts and μ·ce on demonstrations, split alike between the step's updates."""
+        mu, count = self.mu, self.method.rl.updates_per_step
+        self.step += 1
+        sampled = parts([group for group in groups if group.rollouts], count)
+        shown = parts([group for group in groups if not group.rollouts], count)
+        return [
+            update
+            for own, expert in zip(sampled, shown, strict=True)
+            for update in joined(
+                scaled(own_update(self.method.rl, own, self.longest_response), 1.0 - mu, only="pg"),
+                scaled(self._weighted(imitation_of(self.method.sft, expert, self.longest_demonstration)), mu),
+            )
+        ]
+
+    def _weighted(self, imitation: Sequence[Update]) -> list[Update]:
+        if self.method.token_weight == "none":
+            return list(imitation)
+        return [
+            replace(u, terms=tuple(replace(t, loss=UncertaintyWeighted()) if t.name == "ce" else t for t in u.terms))
+            for u in imitation
+        ]
+
+    def progress(self) -> Mapping[str, float]:
+        """μ of the step that comes next."""
+        return {"mu": self.mu}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps taken."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.step = int(state["step"])

@@ -1,0 +1,89 @@
+"""HPT and SuperRL (METHODS 6.5, 6.6): each question is learned by RL or from its demonstration, by what its rollouts say.
+
+    L = 1/|batch| Σ_x  c(x)·PG(x) + (1 − c(x))·β·NLL(x)
+
+    hpt                   c(x) = 1[share of correct rollouts > γ]
+    superrl, reward       c(x) = 1[max_k R_k > 0],  β = 1
+    superrl, advantage    c(x) = 1[max_k A_k > 0],  β = 1: also all-correct groups imitate
+
+With `denominator = "batch"` the sums are divided as if every question had taken part in both streams, so that one failed question
+among a hundred weighs a hundredth; "stream" divides by those that do take part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from mifo.config.schema import Config, HptMethod, ImitationConfig, PolicyGradientConfig, SuperRlMethod
+from mifo.methods.base import Stateless
+from mifo.methods.mixture import imitation_of, joined, own_update, parts, scaled, with_silent
+from mifo.types import Group, Phase, Update
+
+
+class Gated(Stateless):
+    """RL or imitation, question by question; subclasses say which."""
+
+    needs_demonstrations = True
+    least_demonstrations = 1
+    optimizers = ("rl",)
+    rl: PolicyGradientConfig
+    sft: ImitationConfig
+    sft_coefficient: float
+    denominator: Literal["batch", "stream"]
+
+    def __init__(self, config: Config) -> None:
+        self.longest_response = config.rollout.max_response_tokens
+        self.longest_demonstration = config.data.max_demonstration_tokens
+        self.needs_reference = self.rl.kl_coefficient > 0
+
+    def by_rl(self, group: Group) -> bool:
+        """c(x)."""
+        raise NotImplementedError
+
+    def next_phase(self) -> Phase:
+        """N rollouts of each question."""
+        rl = self.rl
+        return Phase(name="mixed", optimizer="rl", prompts=rl.prompts_per_step, rollouts=rl.rollouts_per_prompt)
+
+    def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
+        """pg on the rollouts of some questions, β·ce on the demonstrations of the others."""
+        return [update for part in parts(groups, self.rl.updates_per_step) for update in self._gated(part)]
+
+    def _gated(self, groups: Sequence[Group]) -> list[Update]:
+        explored = [group for group in groups if self.by_rl(group)]
+        imitated = [group for group in groups if not self.by_rl(group)]
+        own = [own_update(self.rl, side, self.longest_response) for side in (explored, imitated)]
+        taught = [imitation_of(self.sft, side, self.longest_demonstration) for side in (imitated, explored)]
+        silent = self.denominator == "batch"
+        return joined(
+            with_silent(own[0], own[1] if silent else []),
+            scaled(with_silent(taught[0], taught[1] if silent else []), self.sft_coefficient),
+        )
+
+
+class Hpt(Gated):
+    """Hybrid post-training: imitation where at most a share γ of the rollouts is correct."""
+
+    def __init__(self, method: HptMethod, config: Config) -> None:
+        self.rl, self.sft, self.sft_coefficient = method.rl, method.sft, method.sft_coefficient
+        self.denominator, self.accuracy_threshold = method.denominator, method.accuracy_threshold
+        super().__init__(config)
+
+    def by_rl(self, group: Group) -> bool:
+        """More than γ·N correct."""
+        return group.accuracy > self.accuracy_threshold
+
+
+class SuperRl(Gated):
+    """SuperRL's instance-level switch, by reward or by advantage."""
+
+    sft_coefficient = 1.0
+
+    def __init__(self, method: SuperRlMethod, config: Config) -> None:
+        self.rl, self.sft, self.gate, self.denominator = method.rl, method.sft, method.gate, method.denominator
+        super().__init__(config)
+
+    def by_rl(self, group: Group) -> bool:
+        """Any positive reward, or any positive advantage (rewards that are not all equal)."""
+        return max(group.rewards) > (0.0 if self.gate == "reward" else min(group.rewards))

@@ -1,0 +1,75 @@
+"""ReLIFT (METHODS 6.2): RL, and one SFT step on questions that it fails whenever enough of them have come together.
+
+    RL step     GRPO; every question with acc(q) ≤ p (none right) and a verified demonstration joins the buffer B
+    after it    if |B| ≥ S: one SFT update on S demonstrations; the others wait
+
+Unlike MIFO's, the buffer is not emptied: what came in beyond S stays. The authors' code takes the newest first (`lifo`), so that
+old questions may never be learned; first come, first learned is the default here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mifo.config.schema import Config, ReliftMethod
+from mifo.core.buffer import QuestionBuffer
+from mifo.methods.grpo import policy_gradient_updates
+from mifo.methods.mixture import demonstrations_of
+from mifo.methods.sft import imitation_update
+from mifo.types import Freeze, Group, Phase, Update
+
+
+class Relift:
+    """RL with SFT steps in between."""
+
+    needs_demonstrations = False
+    freeze: Freeze | None = None
+    optimizers = ("rl", "sft")
+
+    def __init__(self, method: ReliftMethod, config: Config) -> None:
+        self.method = method
+        self.longest_response = config.rollout.max_response_tokens
+        self.longest_demonstration = config.data.max_demonstration_tokens
+        self.needs_reference = method.rl.kl_coefficient > 0
+        self.least_demonstrations = method.buffer_size
+        self.buffer = QuestionBuffer(method.buffer_size, method.buffer_order)
+        self.learning = False
+
+    def next_phase(self) -> Phase:
+        """An SFT step after the RL step that filled the buffer, RL otherwise."""
+        if self.learning:
+            return Phase(name="sft", optimizer="sft")
+        rl = self.method.rl
+        return Phase(name="rl", optimizer="rl", prompts=rl.prompts_per_step, rollouts=rl.rollouts_per_prompt)
+
+    def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
+        """RL: policy gradient, and failed questions to the buffer. SFT: one update on S of them."""
+        if phase.name == "sft":
+            self.learning = False  # asked once after each RL step, also where the buffer is still full
+            return [
+                imitation_update(
+                    self.method.sft,
+                    self.buffer.take(self.method.buffer_size),
+                    token_fraction=1.0,
+                    token_denominator="all",
+                    longest_demonstration=self.longest_demonstration,
+                )
+            ]
+        for demonstration in demonstrations_of([g for g in groups if g.accuracy <= self.method.accuracy_threshold]):
+            self.buffer.add(demonstration)
+        self.learning = self.buffer.full
+        return policy_gradient_updates(self.method.rl, groups, self.longest_response)
+
+    def progress(self) -> Mapping[str, float]:
+        """Buffer fill."""
+        return {"buffer": len(self.buffer), "buffer_size": self.method.buffer_size}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Buffer and whether an SFT step is due."""
+        return {"buffer": self.buffer.state_dict(), "learning": self.learning}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.buffer.load_state_dict(state["buffer"])
+        self.learning = bool(state["learning"])

@@ -1,0 +1,83 @@
+"""SFT and RL one after the other (METHODS 5): SFT→RL, RL→SFT, and the two in turn.
+
+    sft_rl        k SFT steps, then RL for the rest of train.steps
+    rl_sft        k RL steps, then SFT for the rest
+    multi_stage   (k SFT steps, m RL steps) again and again; K cycles are train.steps = K·(k + m)
+
+Each stage begins with an optimizer without moments and its schedule from the start; π_old is the policy at the start of each
+rollout batch. A KL term, off by default, compares with the model as it was loaded, not with the start of the stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mifo.config.schema import Config, MultiStageMethod, RlSftMethod, SftRlMethod
+from mifo.methods.grpo import policy_gradient_updates
+from mifo.methods.mixture import imitation_of
+from mifo.types import Freeze, Group, Phase, Update
+
+
+class Stages:
+    """Steps of each kind by their number alone."""
+
+    needs_demonstrations = True
+    least_demonstrations = 1
+    freeze: Freeze | None = None
+    optimizers = ("rl", "sft")
+
+    def __init__(self, method: SftRlMethod | RlSftMethod | MultiStageMethod, config: Config) -> None:
+        self.rl, self.sft, self.batch_size = method.rl, method.sft, method.sft_batch_size
+        self.longest_response = config.rollout.max_response_tokens
+        self.longest_demonstration = config.data.max_demonstration_tokens
+        self.needs_reference = method.rl.kl_coefficient > 0
+        self.step = 0
+        self.in_sft = _plan(method)
+
+    def next_phase(self) -> Phase:
+        """SFT or RL by the number of steps taken; both draw fresh problems."""
+        if self.in_sft(self.step):
+            return Phase(name="sft", optimizer="sft", prompts=self.batch_size, fresh=True)
+        rl = self.rl
+        return Phase(
+            name="rl", optimizer="rl", prompts=rl.prompts_per_step, rollouts=rl.rollouts_per_prompt, fresh=True
+        )
+
+    def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
+        """One imitation update, or policy gradient."""
+        self.step += 1
+        if phase.name == "sft":
+            return imitation_of(self.sft, groups, self.longest_demonstration)
+        return policy_gradient_updates(self.rl, groups, self.longest_response)
+
+    def progress(self) -> Mapping[str, float]:
+        """No figures beside the step's own."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps taken."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.step = int(state["step"])
+
+
+class _Plan:
+    """Whether step i is an SFT step: `sft` ones, then `rl` (or the other way), repeated; None lasts to the end."""
+
+    def __init__(self, *, first: str, lengths: tuple[int, int | None]) -> None:
+        self.first, self.lengths = first, lengths
+
+    def __call__(self, step: int) -> bool:
+        before, after = self.lengths
+        place = step if after is None else step % (before + after)
+        return (place < before) == (self.first == "sft")
+
+
+def _plan(method: SftRlMethod | RlSftMethod | MultiStageMethod) -> _Plan:
+    if isinstance(method, RlSftMethod):
+        return _Plan(first="rl", lengths=(method.rl_steps, None))
+    rl_steps = method.rl_steps if isinstance(method, MultiStageMethod) else None
+    return _Plan(first="sft", lengths=(method.sft_steps, rl_steps))
