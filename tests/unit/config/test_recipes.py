@@ -88,3 +88,56 @@ def test_paper_recipes_need_no_network_to_be_read():
     for name in recipe_names():
         tables = read_recipe(name).tables
         assert re.fullmatch(r"[\w./-]+", tables["model"]["path"])
+
+
+MIXED = [
+    "relift", "luffy", "rl-with-sft", "hpt", "superrl", "chord", "chord-mu", "chord-constant", "sft-rl", "rl-sft", "multi-stage",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*MIXED, "srft"])
+def test_methods_share_what_a_fair_comparison_needs(name):
+    """Same model, data, grading, rollouts, optimizers and policy gradient; the method alone differs."""
+    _, base = load_config("smollm2-arithmetic")
+    _, config = load_config(f"{name}-smollm2")
+    for table in ("model", "data", "reward", "rollout", "rl_optimizer", "sft_optimizer", "evaluation"):
+        assert getattr(config, table) == getattr(base, table)
+    if name == "srft":
+        sampled = (config.method.prompts_per_step, config.method.rollouts_per_prompt)
+        assert sampled == (base.method.rl.prompts_per_step, base.method.rl.rollouts_per_prompt)
+    else:
+        assert config.method.rl == base.method.rl
+    assert dataclasses.replace(config.train, steps=base.train.steps) == base.train
+
+
+@pytest.mark.parametrize("name", ["relift", "luffy", "rl-with-sft", "hpt"])
+def test_published_settings_of_the_unclipped_family(name):
+    _, config = load_config(f"{name}-qwen2.5-math-7b")
+    rl = config.method.rl
+    assert (rl.clip_low, rl.clip_high, rl.normalizer, rl.advantage_std) == (None, None, "constant", False)
+    assert (rl.prompts_per_step, rl.rollouts_per_prompt, rl.entropy_coefficient) == (128, 8, 0.001)
+    assert config.rl_optimizer.learning_rate == (5e-6 if name == "hpt" else 1e-6)
+    assert config.rl_optimizer.clip_norm == (0.7 if name == "relift" else 1.0)
+
+
+def test_published_schedules_of_chord():
+    schedules = {
+        "chord": (200, 400, 0.5, 0.02, "phi"),
+        "chord-mu": (0, 200, 0.9, 0.05, "none"),
+        "chord-constant": (0, 0, 0.1, 0.1, "phi"),
+    }
+    for name, expected in schedules.items():
+        method = load_config(f"{name}-qwen2.5-math-7b")[1].method
+        mu = (method.mu_warmup_steps, method.mu_decay_steps, method.mu_peak, method.mu_valley, method.token_weight)
+        assert mu == expected
+        assert (method.rl.prompts_per_step * method.rl.rollouts_per_prompt, method.demonstrations_per_step) == (256, 64)
+
+
+@pytest.mark.parametrize(("steps", "rate"), [(500, 1e-6), (50, 5e-6)])
+def test_corrected_sft_then_rl(steps, rate):
+    _, config = load_config(f"sft-rl-{steps}-qwen2.5-math-7b")
+    assert config.method.sft_steps == 3 * 46_000 // 64
+    assert config.train.steps - config.method.sft_steps == steps
+    assert (config.rl_optimizer.learning_rate, config.sft_optimizer.learning_rate) == (rate, 5e-5)
+    assert (config.method.rl.clip_low, config.method.rl.clip_high) == (0.2, 0.28)
+    assert config.sft_optimizer.decay_updates == config.method.sft_steps
