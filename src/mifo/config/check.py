@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mifo.config.check_mixed import check_mixed
+from mifo.config.check_mixed import check_mixed, imitation_batch
 from mifo.config.decode import check_bounds
 from mifo.config.schema import (
     Config,
@@ -41,7 +41,7 @@ def check_config(config: Config) -> None:
     if isinstance(method, SftMethod):
         _check_imitation(method.sft, method.batch_size)
     elif not isinstance(method, MifoMethod | GrpoMethod | LuffyMethod | SrftMethod):
-        _check_imitation(method.sft, demonstrations_of_batch(method))
+        _check_imitation(method.sft, imitation_batch(method))
     if isinstance(method, MifoMethod):
         _check_imitation(method.sft, method.sft_batch_size or method.buffer_size)
         _check_mifo(method, config)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from mifo.config.schema import (
     ChordMethod,
     Config,
+    HptMethod,
     LuffyMethod,
     MultiStageMethod,
+    ReliftMethod,
     RlSftMethod,
     RlWithSftMethod,
     SftRlMethod,
@@ -23,6 +25,8 @@ def check_mixed(config: Config) -> None:
         ConfigError: names the fields, their values, the reason and the remedy.
     """
     method = config.method
+    if isinstance(method, LuffyMethod | RlWithSftMethod | HptMethod | SuperRlMethod | ChordMethod):
+        _check_joint(method)
     if isinstance(method, SftRlMethod | RlSftMethod | MultiStageMethod):
         _check_stages(method, config.train.steps)
     if isinstance(method, LuffyMethod | SrftMethod):
@@ -41,6 +45,44 @@ def check_mixed(config: Config) -> None:
         )
     if isinstance(method, ChordMethod):
         _check_chord(method)
+
+
+def imitation_batch(
+    method: ReliftMethod
+    | SftRlMethod
+    | RlSftMethod
+    | MultiStageMethod
+    | RlWithSftMethod
+    | HptMethod
+    | SuperRlMethod
+    | ChordMethod,
+) -> int:
+    """Most demonstrations that the method learns at once."""
+    if isinstance(method, ReliftMethod):
+        return method.buffer_size
+    if isinstance(method, SftRlMethod | RlSftMethod | MultiStageMethod):
+        return method.sft_batch_size
+    return method.demonstrations_per_step if isinstance(method, ChordMethod) else method.rl.prompts_per_step
+
+
+def _check_joint(method: LuffyMethod | RlWithSftMethod | HptMethod | SuperRlMethod | ChordMethod) -> None:
+    rl = method.rl
+    if rl.dynamic_sampling:
+        raise ConfigError(
+            f"method.rl.dynamic_sampling = true with method.name = '{method.name}': groups that it drops are those that "
+            "demonstrations are for. Leave it false."
+        )
+    if not isinstance(method, LuffyMethod):
+        if method.sft.updates_per_batch > 1:
+            raise ConfigError(
+                f"method.sft.updates_per_batch = {method.sft.updates_per_batch} has no effect with method.name = "
+                f"'{method.name}': demonstrations take part in RL's updates. Use method.rl.updates_per_step."
+            )
+    elif rl.advantage != "group" or rl.overlong_tokens is not None:
+        raise ConfigError(
+            f"method.rl.advantage = '{rl.advantage}' and method.rl.overlong_tokens = {rl.overlong_tokens} with method.name = "
+            "'luffy': the baseline is the mean of rewards over rollouts and demonstration. Leave them out."
+        )
 
 
 def _check_stages(method: SftRlMethod | RlSftMethod | MultiStageMethod, steps: int) -> None:

@@ -374,7 +374,7 @@ class SuperRlMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class ChordMethod:
-    """CHORD: (1−μ) RL + μ SFT on questions of their own, μ by a schedule, tokens weighted by p(1−p)."""
+    """CHORD: (1−μ) RL + μ SFT on questions of their own, μ by a schedule; φ is `sft.loss = "chord_phi"`."""
 
     name: Literal["chord"] = "chord"
     """Tag of this method."""
@@ -392,8 +392,6 @@ class ChordMethod:
     """Steps in which μ rises linearly from 0 to its peak."""
     mu_decay_steps: CountOrZero = 400
     """Steps in which μ falls by a cosine to its valley."""
-    token_weight: Literal["phi", "none"] = "phi"
-    """phi weighs a demonstration's tokens by p(1−p); none counts them alike."""
 
 
 MethodConfig = (

@@ -54,15 +54,6 @@ class EntropyWeighted:
         return -stats.weight_T * factor_T * stats.logp_T
 
 
-@dataclass(frozen=True, slots=True)
-class UncertaintyWeighted:
-    """−w·p(1−p) log π(y_t), the factor a constant to the gradient: CHORD's φ. Zero where the policy is sure either way."""
-
-    def __call__(self, stats: TokenStats) -> Tensor:
-        probability_T = torch.exp(stats.logp_T.detach())
-        return -stats.weight_T * probability_T * (1.0 - probability_T) * stats.logp_T
-
-
 def sequence_means(values_T: Tensor, sequence_T: Tensor) -> Tensor:
     """Every token's value replaced by the mean over its sequence, [T]; a micro-batch holds sequences whole."""
     count = int(sequence_T.max()) + 1 if len(sequence_T) else 0

@@ -1,7 +1,7 @@
 """CHORD (METHODS 6.7): L = (1 − μ_t)·GRPO + μ_t·SFT, on rollouts of some questions and demonstrations of others.
 
     mu          μ_t falls from its peak to its valley, every token of a demonstration counts alike
-    phi         μ fixed, tokens weighted by p(1 − p)
+    phi         μ fixed, tokens weighted by φ = p(1 − p): sft.loss = "chord_phi"
     both        μ_t with a warm-up, and φ
 
 (1 − μ_t) multiplies the policy-gradient term; KL and entropy bonus keep their coefficients. The authors draw demonstrations from
@@ -11,12 +11,11 @@ a set of their own; here they are the next problems of the same stream, so no qu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from mifo.config.schema import ChordMethod, Config
-from mifo.core.mixing import UncertaintyWeighted, warmup_cosine
-from mifo.methods.mixture import imitation_of, joined, own_update, parts, scaled
+from mifo.core.mixing import warmup_cosine
+from mifo.methods.mixture import demonstrations_of, imitation_of, joined, own_update, parts, refers, scaled
 from mifo.types import Freeze, Group, Phase, Update
 
 
@@ -32,7 +31,7 @@ class Chord:
         self.method = method
         self.longest_response = config.rollout.max_response_tokens
         self.longest_demonstration = config.data.max_demonstration_tokens
-        self.needs_reference = method.rl.kl_coefficient > 0
+        self.needs_reference = refers(method.rl, method.sft)
         self.step = 0
 
     @property
@@ -69,16 +68,8 @@ class Chord:
             for own, expert in zip(sampled, shown, strict=True)
             for update in joined(
                 scaled(own_update(self.method.rl, own, self.longest_response), 1.0 - mu, only="pg"),
-                scaled(self._weighted(imitation_of(self.method.sft, expert, self.longest_demonstration)), mu),
+                scaled(imitation_of(self.method.sft, demonstrations_of(expert), self.longest_demonstration), mu),
             )
-        ]
-
-    def _weighted(self, imitation: Sequence[Update]) -> list[Update]:
-        if self.method.token_weight == "none":
-            return list(imitation)
-        return [
-            replace(u, terms=tuple(replace(t, loss=UncertaintyWeighted()) if t.name == "ce" else t for t in u.terms))
-            for u in imitation
         ]
 
     def progress(self) -> Mapping[str, float]:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from mifo.config.schema import Config, HptMethod, ImitationConfig, PolicyGradientConfig, SuperRlMethod
 from mifo.methods.base import Stateless
-from mifo.methods.mixture import imitation_of, joined, own_update, parts, scaled, with_silent
+from mifo.methods.mixture import demonstrations_of, imitation_of, joined, own_update, parts, refers, scaled, with_silent
 from mifo.types import Group, Phase, Update
 
 
@@ -35,7 +35,7 @@ class Gated(Stateless):
     def __init__(self, config: Config) -> None:
         self.longest_response = config.rollout.max_response_tokens
         self.longest_demonstration = config.data.max_demonstration_tokens
-        self.needs_reference = self.rl.kl_coefficient > 0
+        self.needs_reference = refers(self.rl, self.sft)
 
     def by_rl(self, group: Group) -> bool:
         """c(x)."""
@@ -54,7 +54,9 @@ class Gated(Stateless):
         explored = [group for group in groups if self.by_rl(group)]
         imitated = [group for group in groups if not self.by_rl(group)]
         own = [own_update(self.rl, side, self.longest_response) for side in (explored, imitated)]
-        taught = [imitation_of(self.sft, side, self.longest_demonstration) for side in (imitated, explored)]
+        taught = [
+            imitation_of(self.sft, demonstrations_of(side), self.longest_demonstration) for side in (imitated, explored)
+        ]
         silent = self.denominator == "batch"
         return joined(
             with_silent(own[0], own[1] if silent else []),

@@ -6,18 +6,19 @@ its weights are 0 the engine does not feed it at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from mifo.config.schema import ImitationConfig, PolicyGradientConfig
 from mifo.methods.grpo import policy_gradient_updates
-from mifo.methods.sft import demonstration_of, imitation_update
+from mifo.methods.sft import demonstration_of, imitates_with_reference, imitation_updates
 from mifo.types import Demonstration, Group, Update
 
 
 def parts(groups: Sequence[Group], count: int) -> list[Sequence[Group]]:
     """The groups of a step for each of its updates, in order; as `policy_gradient_updates` splits them."""
-    size = max(1, len(groups) // count)
+    size = max(1, math.ceil(len(groups) / count))
     return [groups[start : start + size] for start in range(0, len(groups), size)]
 
 
@@ -31,20 +32,20 @@ def demonstrations_of(groups: Sequence[Group]) -> list[Demonstration]:
     return [d for group in groups if (d := demonstration_of(group)) is not None]
 
 
-def imitation_of(sft: ImitationConfig, groups: Sequence[Group], longest_demonstration: int) -> list[Update]:
-    """Imitation of the groups' demonstrations, every token, as one update; [] where there are none."""
-    demonstrations = demonstrations_of(groups)
+def refers(rl: PolicyGradientConfig, sft: ImitationConfig) -> bool:
+    """Some term compares with the model as it was loaded."""
+    return rl.kl_coefficient > 0 or imitates_with_reference(sft)
+
+
+def imitation_of(
+    sft: ImitationConfig, demonstrations: Sequence[Demonstration], longest_demonstration: int
+) -> list[Update]:
+    """Imitation of demonstrations, every token, in `updates_per_batch` updates; [] where there are none."""
     if not demonstrations:
         return []
-    return [
-        imitation_update(
-            sft,
-            demonstrations,
-            token_fraction=1.0,
-            token_denominator="all",
-            longest_demonstration=longest_demonstration,
-        )
-    ]
+    return imitation_updates(
+        sft, demonstrations, token_fraction=1.0, token_denominator="all", longest_demonstration=longest_demonstration
+    )
 
 
 def scaled(updates: Sequence[Update], coefficient: float, only: str | None = None) -> list[Update]:

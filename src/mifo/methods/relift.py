@@ -14,9 +14,8 @@ from typing import Any
 
 from mifo.config.schema import Config, ReliftMethod
 from mifo.core.buffer import QuestionBuffer
-from mifo.methods.grpo import policy_gradient_updates
-from mifo.methods.mixture import demonstrations_of
-from mifo.methods.sft import imitation_update
+from mifo.methods.grpo import policy_gradient_updates, rl_phase
+from mifo.methods.mixture import demonstrations_of, imitation_of, refers
 from mifo.types import Freeze, Group, Phase, Update
 
 
@@ -31,7 +30,7 @@ class Relift:
         self.method = method
         self.longest_response = config.rollout.max_response_tokens
         self.longest_demonstration = config.data.max_demonstration_tokens
-        self.needs_reference = method.rl.kl_coefficient > 0
+        self.needs_reference = refers(method.rl, method.sft)
         self.least_demonstrations = method.buffer_size
         self.buffer = QuestionBuffer(method.buffer_size, method.buffer_order)
         self.learning = False
@@ -40,22 +39,13 @@ class Relift:
         """An SFT step after the RL step that filled the buffer, RL otherwise."""
         if self.learning:
             return Phase(name="sft", optimizer="sft")
-        rl = self.method.rl
-        return Phase(name="rl", optimizer="rl", prompts=rl.prompts_per_step, rollouts=rl.rollouts_per_prompt)
+        return rl_phase(self.method.rl)
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
-        """RL: policy gradient, and failed questions to the buffer. SFT: one update on S of them."""
+        """RL: policy gradient, and failed questions to the buffer. SFT: S of them."""
         if phase.name == "sft":
             self.learning = False  # asked once after each RL step, also where the buffer is still full
-            return [
-                imitation_update(
-                    self.method.sft,
-                    self.buffer.take(self.method.buffer_size),
-                    token_fraction=1.0,
-                    token_denominator="all",
-                    longest_demonstration=self.longest_demonstration,
-                )
-            ]
+            return imitation_of(self.method.sft, self.buffer.take(self.method.buffer_size), self.longest_demonstration)
         for demonstration in demonstrations_of([g for g in groups if g.accuracy <= self.method.accuracy_threshold]):
             self.buffer.add(demonstration)
         self.learning = self.buffer.full

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from mifo.config.schema import Config, RlWithSftMethod
 from mifo.methods.base import Stateless
-from mifo.methods.mixture import imitation_of, joined, own_update, parts, scaled
+from mifo.methods.mixture import demonstrations_of, imitation_of, joined, own_update, parts, refers, scaled
 from mifo.types import Group, Phase, Update
 
 
@@ -24,7 +24,7 @@ class RlWithSft(Stateless):
         self.method = method
         self.longest_response = config.rollout.max_response_tokens
         self.longest_demonstration = config.data.max_demonstration_tokens
-        self.needs_reference = method.rl.kl_coefficient > 0
+        self.needs_reference = refers(method.rl, method.sft)
 
     def next_phase(self) -> Phase:
         """N − 1 rollouts of each question."""
@@ -38,6 +38,9 @@ class RlWithSft(Stateless):
             for part in parts(groups, self.method.rl.updates_per_step)
             for update in joined(
                 own_update(self.method.rl, part, self.longest_response),
-                scaled(imitation_of(self.method.sft, part, self.longest_demonstration), self.method.sft_coefficient),
+                scaled(
+                    imitation_of(self.method.sft, demonstrations_of(part), self.longest_demonstration),
+                    self.method.sft_coefficient,
+                ),
             )
         ]

@@ -11,11 +11,12 @@ rollout batch. A KL term, off by default, compares with the model as it was load
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mifo.config.schema import Config, MultiStageMethod, RlSftMethod, SftRlMethod
-from mifo.methods.grpo import policy_gradient_updates
-from mifo.methods.mixture import imitation_of
+from mifo.methods.grpo import policy_gradient_updates, rl_phase
+from mifo.methods.mixture import demonstrations_of, imitation_of, refers
 from mifo.types import Freeze, Group, Phase, Update
 
 
@@ -31,7 +32,7 @@ class Stages:
         self.rl, self.sft, self.batch_size = method.rl, method.sft, method.sft_batch_size
         self.longest_response = config.rollout.max_response_tokens
         self.longest_demonstration = config.data.max_demonstration_tokens
-        self.needs_reference = method.rl.kl_coefficient > 0
+        self.needs_reference = refers(method.rl, method.sft)
         self.step = 0
         self.in_sft = _plan(method)
 
@@ -39,16 +40,13 @@ class Stages:
         """SFT or RL by the number of steps taken; both draw fresh problems."""
         if self.in_sft(self.step):
             return Phase(name="sft", optimizer="sft", prompts=self.batch_size, fresh=True)
-        rl = self.rl
-        return Phase(
-            name="rl", optimizer="rl", prompts=rl.prompts_per_step, rollouts=rl.rollouts_per_prompt, fresh=True
-        )
+        return replace(rl_phase(self.rl), fresh=True)
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
-        """One imitation update, or policy gradient."""
+        """Imitation, or policy gradient."""
         self.step += 1
         if phase.name == "sft":
-            return imitation_of(self.sft, groups, self.longest_demonstration)
+            return imitation_of(self.sft, demonstrations_of(groups), self.longest_demonstration)
         return policy_gradient_updates(self.rl, groups, self.longest_response)
 
     def progress(self) -> Mapping[str, float]:

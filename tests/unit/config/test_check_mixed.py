@@ -25,6 +25,11 @@ CASES = [
     ({"method": {"name": "chord", "mu_peak": 0.1, "mu_valley": 0.2}}, "Exchange them"),
     ({"method": {"name": "chord", "mu_decay_steps": 0}}, "leaves no step between them"),
     ({"method": {"name": "hpt", "sft": {"constant_tokens": 5}}}, "method.sft.constant_tokens"),
+    ({"method": {"name": "hpt", "rl": {"dynamic_sampling": True}}}, "groups that it drops"),
+    ({"method": {"name": "luffy", "rl": {"advantage": "rloo"}}}, "'luffy': the baseline"),
+    ({"method": {"name": "luffy", "rl": {"overlong_tokens": 9}}}, "overlong_tokens = 9 with"),
+    ({"method": {"name": "chord", "sft": {"updates_per_batch": 2}}}, "Use method.rl.updates_per_step"),
+    ({"method": {"name": "sft_rl", "sft": {"updates_per_batch": 65}}}, "exceeds the 64 demonstrations"),
     ({"method": {"name": "relift", "rl": {"prompts_per_step": 3}}}, "equal updates"),
     ({"method": {"name": "hpt", "accuracy_threshold": 1.0}}, "method.accuracy_threshold"),
 ]

@@ -122,13 +122,13 @@ def test_published_settings_of_the_unclipped_family(name):
 
 def test_published_schedules_of_chord():
     schedules = {
-        "chord": (200, 400, 0.5, 0.02, "phi"),
-        "chord-mu": (0, 200, 0.9, 0.05, "none"),
-        "chord-constant": (0, 0, 0.1, 0.1, "phi"),
+        "chord": (200, 400, 0.5, 0.02, "chord_phi"),
+        "chord-mu": (0, 200, 0.9, 0.05, "cross_entropy"),
+        "chord-constant": (0, 0, 0.1, 0.1, "chord_phi"),
     }
     for name, expected in schedules.items():
         method = load_config(f"{name}-qwen2.5-math-7b")[1].method
-        mu = (method.mu_warmup_steps, method.mu_decay_steps, method.mu_peak, method.mu_valley, method.token_weight)
+        mu = (method.mu_warmup_steps, method.mu_decay_steps, method.mu_peak, method.mu_valley, method.sft.loss)
         assert mu == expected
         assert (method.rl.prompts_per_step * method.rl.rollouts_per_prompt, method.demonstrations_per_step) == (256, 64)
 

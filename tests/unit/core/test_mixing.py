@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mifo.core.mixing import EntropyWeighted, OffPolicy, UncertaintyWeighted, sequence_means, warmup_cosine
+from mifo.core.mixing import EntropyWeighted, OffPolicy, sequence_means, warmup_cosine
 from mifo.types import TokenStats
 
 LENGTHS, VOCABULARY = (4, 1, 7), 9
@@ -83,15 +83,6 @@ def test_entropy_weights_are_constants_to_the_gradient(case, sign, scope):
     assert torch.allclose(loss.detach(), -stats.weight_T * factor * stats.logp_T.detach(), rtol=1e-12)
     # a weight that were differentiated would add a term of ∇H here
     assert torch.allclose(gradient(loss, logits), slow_logp_gradient(logits, targets, -stats.weight_T * factor))
-
-
-def test_uncertainty_weight(case):
-    logits, targets, stats = case
-    p = stats.logp_T.detach().exp()
-    loss = UncertaintyWeighted()(stats)
-    assert torch.allclose(loss.detach(), -stats.weight_T * p * (1 - p) * p.log(), rtol=1e-12)
-    expected = slow_logp_gradient(logits, targets, -stats.weight_T * p * (1 - p))
-    assert torch.allclose(gradient(loss, logits), expected)
 
 
 def test_sequence_means_of_sequences_out_of_order():

@@ -8,8 +8,9 @@ from test_methods import group
 
 from mifo.config.decode import decode
 from mifo.config.schema import Config
+from mifo.core.imitation import ChordPhi
 from mifo.core.losses import CrossEntropy, PolicyGradient
-from mifo.core.mixing import EntropyWeighted, OffPolicy, UncertaintyWeighted
+from mifo.core.mixing import EntropyWeighted, OffPolicy
 from mifo.core.reduce import sequence_scale, update_totals
 from mifo.methods import make_method
 from mifo.train.rows import counted_tokens, demonstrated, live_sequences
@@ -301,7 +302,7 @@ def chord_groups():
 
 
 def test_chord_mixes_questions_of_their_own():
-    chord = method("chord", rl={"entropy_coefficient": 0.1}, **CHORD)
+    chord = method("chord", rl={"entropy_coefficient": 0.1}, sft={"loss": "chord_phi"}, **CHORD)
     phase = chord.next_phase()
     assert (phase.name, phase.prompts, phase.rollouts, phase.demonstrations) == ("mixed", 2, 4, 2)
     seen = []
@@ -314,11 +315,11 @@ def test_chord_mixes_questions_of_their_own():
     assert {c["ent"] for c in seen} == {0.1}
     assert [s.problem_id for s in update.sequences] == ["a"] * 4 + ["b"] * 4 + ["c", "d"]
     assert (denominator(update, "pg"), denominator(update, "ce")) == (36, 6)
-    assert isinstance(next(t for t in update.terms if t.name == "ce").loss, UncertaintyWeighted)
+    assert isinstance(next(t for t in update.terms if t.name == "ce").loss, ChordPhi)
 
 
 def test_chord_splits_both_kinds_between_its_updates():
-    chord = method("chord", rl={"updates_per_step": 2}, token_weight="none", **CHORD)
+    chord = method("chord", rl={"updates_per_step": 2}, **CHORD)
     updates = chord.updates(chord.next_phase(), chord_groups())
     assert [[s.problem_id for s in u.sequences] for u in updates] == [["a"] * 4 + ["c"], ["b"] * 4 + ["d"]]
     assert isinstance(next(t for t in updates[0].terms if t.name == "ce").loss, CrossEntropy)

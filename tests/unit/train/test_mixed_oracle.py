@@ -143,7 +143,12 @@ CASES = {
     "rl_with_sft": (rl_with_sft, {"rl": RL, "sft_coefficient": 0.5}, (0, 1, 2, 3), 3),
     "srft": (srft, {"prompts_per_step": 4, "updates_per_step": 1, "rollouts_per_prompt": 3}, (0, 1, 3, 2), 3),
     "hpt": (gated, {"rl": RL, "accuracy_threshold": 0.25, "sft_coefficient": 0.3}, (0, 1, 2, 4), 4),
-    "chord": (chord, {"rl": RL, "demonstrations_per_step": 3, **CONSTANT_MU}, (0, 1, 3, 4, None, None, None), 4),
+    "chord": (
+        chord,
+        {"rl": RL, "sft": {"loss": "chord_phi"}, "demonstrations_per_step": 3, **CONSTANT_MU},
+        (0, 1, 3, 4, None, None, None),
+        4,
+    ),
 }
 
 
