@@ -12,34 +12,34 @@ among a hundred weighs a hundredth; "stream" divides by those that do take part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
 
-from mifo.config.schema import Config, HptMethod, ImitationConfig, PolicyGradientConfig, SuperRlMethod
+from mifo.config.schema import Config, HptMethod, SuperRlMethod
 from mifo.methods.base import Stateless
 from mifo.methods.mixture import demonstrations_of, imitation_of, joined, own_update, parts, refers, scaled, with_silent
 from mifo.types import Group, Phase, Update
 
 
 class Gated(Stateless):
-    """RL or imitation, question by question; subclasses say which."""
+    """RL or imitation, question by question: `by_rl` is c(x)."""
 
     needs_demonstrations = True
     least_demonstrations = 1
     optimizers = ("rl",)
-    rl: PolicyGradientConfig
-    sft: ImitationConfig
-    sft_coefficient: float
-    denominator: Literal["batch", "stream"]
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        method: HptMethod | SuperRlMethod,
+        config: Config,
+        *,
+        sft_coefficient: float,
+        by_rl: Callable[[Group], bool],
+    ) -> None:
+        self.rl, self.sft, self.denominator = method.rl, method.sft, method.denominator
+        self.sft_coefficient, self.by_rl = sft_coefficient, by_rl
         self.longest_response = config.rollout.max_response_tokens
         self.longest_demonstration = config.data.max_demonstration_tokens
-        self.needs_reference = refers(self.rl, self.sft)
-
-    def by_rl(self, group: Group) -> bool:
-        """c(x)."""
-        raise NotImplementedError
+        self.needs_reference = refers(method.rl, method.sft)
 
     def next_phase(self) -> Phase:
         """N rollouts of each question."""
@@ -68,24 +68,21 @@ class Hpt(Gated):
     """Hybrid post-training: imitation where at most a share γ of the rollouts is correct."""
 
     def __init__(self, method: HptMethod, config: Config) -> None:
-        self.rl, self.sft, self.sft_coefficient = method.rl, method.sft, method.sft_coefficient
-        self.denominator, self.accuracy_threshold = method.denominator, method.accuracy_threshold
-        super().__init__(config)
-
-    def by_rl(self, group: Group) -> bool:
-        """More than γ·N correct."""
-        return group.accuracy > self.accuracy_threshold
+        super().__init__(
+            method,
+            config,
+            sft_coefficient=method.sft_coefficient,
+            by_rl=lambda group: group.accuracy > method.accuracy_threshold,
+        )
 
 
 class SuperRl(Gated):
-    """SuperRL's instance-level switch, by reward or by advantage."""
-
-    sft_coefficient = 1.0
+    """SuperRL's instance-level switch: any positive reward, or any positive advantage (rewards that are not all equal)."""
 
     def __init__(self, method: SuperRlMethod, config: Config) -> None:
-        self.rl, self.sft, self.gate, self.denominator = method.rl, method.sft, method.gate, method.denominator
-        super().__init__(config)
-
-    def by_rl(self, group: Group) -> bool:
-        """Any positive reward, or any positive advantage (rewards that are not all equal)."""
-        return max(group.rewards) > (0.0 if self.gate == "reward" else min(group.rewards))
+        super().__init__(
+            method,
+            config,
+            sft_coefficient=1.0,
+            by_rl=lambda group: max(group.rewards) > (0.0 if method.gate == "reward" else min(group.rewards)),
+        )
