@@ -29,7 +29,7 @@ def taint_rewards(run, *, steps, value=float("nan")):
 
     def take(count, plain=run.stream.take):
         problems = plain(count)
-        run.first = problems[0]
+        run.first = problems[0] if problems else run.first
         return problems
 
     run.make_group, run.stream.take = group, take
