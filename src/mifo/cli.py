@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from mifo import __version__
 from mifo.errors import ConfigError, MifoError
+from mifo.printable import PrintableFormatter, printable
 
 TRAIN_USAGE = "usage: mifo train RECIPE_OR_TOML [--SECTION.SETTING VALUE ...] [--resume [--no-verify]] [--dry-run]"
 TRAIN_HELP = """
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except MifoError as error:
-        print(f"mifo: {error}", file=sys.stderr)
+        print(f"mifo: {printable(str(error))}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("mifo: interrupted", file=sys.stderr)
@@ -172,13 +173,13 @@ def _train_help(rest: Sequence[str]) -> None:
     named = bool(rest) and not rest[0].startswith("-")
     if named:
         recipe, config = load_config(rest[0], rest[1:])
-        print(f"settings, with the values of {recipe.name}:")
+        print(printable(f"settings, with the values of {recipe.name}:"))
     else:
         config = Config()
         print("recipes:")
         _print_recipes(width, indent="  ")
         print("\nsettings, with the defaults of the schema (mifo train RECIPE --help shows a recipe's values):")
-    print(settings_help(config, width=width, all_methods=not named))
+    print(printable(settings_help(config, width=width, all_methods=not named)))
 
 
 def _eval(known: argparse.Namespace) -> int:
@@ -215,7 +216,9 @@ def _methods(_: argparse.Namespace) -> int:
 
 
 def _quiet_libraries() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("httpx", "urllib3", "filelock", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     import transformers

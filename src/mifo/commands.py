@@ -36,7 +36,7 @@ from mifo.train.build import (
     verifier,
 )
 from mifo.train.checkpoint import STATE, read_json
-from mifo.train.console import RunDisplay, clock, closing_table
+from mifo.train.console import RunDisplay, Screen, clock, closing_table
 from mifo.train.corpus import read_evaluation
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
 from mifo.train.estimate import GIB, estimate
@@ -67,7 +67,7 @@ def train_command(recipe: Recipe, config: Config, *, flags: Sequence[str] = (), 
         flags: what the user wrote after the recipe, for the commands that are suggested.
         resume: continue the run in the folder.
     """
-    console = Console(soft_wrap=True)
+    console = Screen()
     folder = run_folder(recipe, config)
     check_folder(folder, config, resume=resume)
     with FolderLock(folder, enabled=config.run.lock), make_grader(config) as grader:
@@ -139,7 +139,7 @@ def _next_steps(console: Console, folder: Path, recipe: Recipe, config: Config, 
 
 def dry_run(recipe: Recipe, config: Config, *, resume: bool = False) -> int:
     """`mifo train --dry-run`: everything short of loading weights and training; with --resume, from where it would go on."""
-    console = Console(soft_wrap=True)
+    console = Screen()
     folder = run_folder(recipe, config)
     if resume:
         check_folder(folder, config, resume=True)
@@ -211,7 +211,7 @@ def _shortened(text: str) -> str:
 
 def eval_command(known: argparse.Namespace) -> int:
     """`mifo eval`: accuracy of a model or run on held-out problems."""
-    console = Console(soft_wrap=True)
+    console = Screen()
     config = _eval_config(known)
     if known.json is not None and not Path(known.json).expanduser().resolve().parent.is_dir():
         raise ConfigError(

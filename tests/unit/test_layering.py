@@ -14,7 +14,7 @@ LAYERS = (
     "errors", "types", "config", "core", "methods", "data", "rewards", "rollout", "train", "eval", "lab", "report",
     "backends", "cli",
 )  # fmt: skip
-PART_OF = {"commands": "cli", "signals": "cli", "__main__": "cli", "recipes": "config"}
+PART_OF = {"commands": "cli", "signals": "cli", "__main__": "cli", "recipes": "config", "printable": "errors"}
 ALLOWED_ROOTS = {"__version__"}  # names that any layer may take from the package itself
 
 

@@ -13,7 +13,23 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from mifo.printable import printable
+
 PHASE_STYLE = {"rl": "cyan", "sft": "magenta", "mixed": "yellow"}
+
+
+class Screen(Console):
+    """The terminal as text from outside may meet it: no markup, no emoji codes, no control characters in any string.
+
+    Strings reach rich through `render_str`, whether printed or in a table; what is styled here is a `Text` or has a `style`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string as it is, made printable; `options` are rich's, of which those that read the text are put off."""
+        return super().render_str(printable(text), **options | {"markup": False, "emoji": False, "highlight": False})
 
 
 class RunDisplay:
@@ -91,12 +107,12 @@ class RunDisplay:
         event = record["event"]
         if event == "evaluation":
             share, low, high = (100 * record[key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
-            self.console.print(
-                f"[bold]held out, {record['label']}[/bold]: {share:.1f} % (95 %: {low:.1f} to {high:.1f}) of "
-                f"{record['problems']}, {record['response_length']:.0f} tokens each",
-                highlight=False,
-                soft_wrap=True,
+            figures = (
+                f": {share:.1f} % (95 %: {low:.1f} to {high:.1f}) of {record['problems']}, "
+                f"{record['response_length']:.0f} tokens each"
             )
+            line = Text.assemble((f"held out, {record['label']}", "bold"), figures)
+            self.console.print(line, highlight=False, soft_wrap=True)
         elif event == "sft_phase" and record["before"] is not None:
             change = 100 * (record["after"] - record["before"])
             self.console.print(

