@@ -15,9 +15,10 @@ help:
 LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r
 ASKS_FOR_CUDA := import importlib.metadata as m; print(any("nvidia" in r or "cuda" in r for r in m.requires("torch") or ()))
 
-$(VENV)/.installed: requirements/cpu.txt requirements/cuda.txt pyproject.toml
+$(VENV)/.installed: requirements/cpu.txt requirements/cuda.txt requirements/torch-cpu.txt pyproject.toml
 	@echo "installing into $(VENV): a few minutes, some hundred megabytes"
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(LOCKED) requirements/torch-cpu.txt --no-index 2>/dev/null || echo "no CPU build of torch at hand; taking the index's"
 	$(BIN)/python $(LOCKED) requirements/cpu.txt
 	if [ "$$($(BIN)/python -c '$(ASKS_FOR_CUDA)')" = True ]; then $(BIN)/python $(LOCKED) requirements/cuda.txt; fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

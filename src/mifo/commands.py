@@ -308,7 +308,7 @@ def _run_config(folder: Path) -> Config:
     """The configuration of a finished run, with its exported model in place of the one it started from."""
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{folder / 'config.json'} cannot be read ({error}). Name {folder / 'export'} instead."
         ) from error

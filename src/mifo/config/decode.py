@@ -14,6 +14,7 @@ from mifo.config.bounds import Bounds
 from mifo.errors import ConfigError
 
 T = TypeVar("T")
+LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -24,6 +25,11 @@ def closest(word: str, known: list[str]) -> str:
     """A suggestion for a misspelt name, ready to stand at the end of a message."""
     match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"Did you mean '{match[0]}'?" if match else f"Known here: {', '.join(sorted(known))}."
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def decode(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
@@ -55,15 +61,15 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         choices = typing.get_args(hint)
         if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
-            raise ConfigError(f"{where} = {value!r} is not one of {', '.join(map(repr, choices))}.")
+            raise ConfigError(f"{where} = {_shown(value)} is not one of {', '.join(map(repr, choices))}.")
         return value
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} = {value!r} must be a table of settings.")
+            raise ConfigError(f"{where} = {_shown(value)} must be a table of settings.")
         return decode(typing.cast(type, hint), value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} = {value!r} must be a list.")
+            raise ConfigError(f"{where} = {_shown(value)} must be a list.")
         return tuple(_value(typing.get_args(hint)[0], item, where) for item in value)
     return _scalar(hint, value, where)
 
@@ -73,7 +79,7 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ConfigError(
-            f"{where} = {value!r} must be {_NAMES[hint]}, not {_NAMES.get(type(value), type(value).__name__)}."
+            f"{where} = {_shown(value)} must be {_NAMES[hint]}, not {_NAMES.get(type(value), type(value).__name__)}."
         )
     return value
 
@@ -90,11 +96,11 @@ def _union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if len(members) == 1:
         return _value(members[0], value, where)
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} = {value!r} must be a table with a name.")
+        raise ConfigError(f"{where} = {_shown(value)} must be a table with a name.")
     tags = {_tag(member): member for member in members}
     name = value.get("name")
     if name not in tags:
-        raise ConfigError(f"{where}.name = {name!r} is not known. {closest(str(name), list(tags))}")
+        raise ConfigError(f"{where}.name = {_shown(name)} is not known. {closest(str(name), list(tags))}")
     return decode(tags[name], value, where)
 
 
@@ -114,6 +120,8 @@ def check_bounds(config: Any, where: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check_bounds(value, path)
             continue
+        if isinstance(value, int) and value.bit_length() > 63:
+            raise ConfigError(f"{path} is an integer of over 64 bits. Write a smaller one.")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{path} = {value!r} must be a finite number.")
         for bounds in _bounds(hint):

@@ -28,6 +28,8 @@ else:
     import tomli as tomllib
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_DEPTH = 8  # tables within tables; the schema has three
+MAX_EXTENDS = 16  # files, one extending the other
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def read_recipe(name_or_path: str) -> Recipe:
     """Read a recipe with everything it extends; nothing is checked against the schema yet.
 
     Raises:
-        ConfigError: no such recipe or file, bad TOML, a file over 1 MiB, a circle of `extends`.
+        ConfigError: no such recipe or file, bad TOML, a file over 1 MiB, a circle or a long chain of `extends`.
     """
     return _read(name_or_path, None, ())
 
@@ -61,6 +63,8 @@ def _read(reference: str, parent: Path | None, seen: tuple[str, ...]) -> Recipe:
     place = str(path.resolve())
     if place in seen:
         raise ConfigError(f"extends runs in a circle: {' -> '.join((*seen, place))}. Remove one of them.")
+    if len(seen) >= MAX_EXTENDS:
+        raise ConfigError(f"{path}: extends runs through more than {MAX_EXTENDS} files. Merge some of them.")
     data = _parse(path)
     description = data.pop("description", "")
     if not isinstance(description, str):
@@ -99,15 +103,37 @@ def _parse(path: Path) -> dict[str, Any]:
             f"{path} has {size:,} bytes; a configuration has at most {MAX_CONFIG_BYTES:,}. Name the TOML file of a run."
         )
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        data = tomllib.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError is one; a number of thousands of digits is another
         raise ConfigError(f"{path} is not valid TOML: {error}. Mend that line.") from error
     except RecursionError as error:
-        raise ConfigError(f"{path} nests its tables too deeply. Write one table per section.") from error
+        raise _too_deep(path) from error
+    _check_plain(path, data)
+    return data
+
+
+def _check_plain(path: Path, data: dict[str, Any]) -> None:
+    """Refuse what no message could show: tables within tables without end, and integers beyond TOML's 64 bits."""
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for table in level:
+            for key, value in table.items() if isinstance(table, dict) else enumerate(table):
+                if isinstance(value, int) and value.bit_length() > 63:
+                    raise ConfigError(f"{path}: {key} is an integer of over 64 bits. Write a smaller one.")
+                if isinstance(value, dict | list):
+                    below.append(value)
+        level = below
+    if level:
+        raise _too_deep(path)
+
+
+def _too_deep(path: Path) -> ConfigError:
+    return ConfigError(f"{path} nests its tables too deeply. Write one table per section.")
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

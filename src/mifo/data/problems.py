@@ -183,7 +183,7 @@ def _verified(problems: list[Problem], verify: Verify | None, counts: Counter[st
 
 def _check_prompt(problem: Problem, limits: Limits) -> None:
     text = "\n".join(m.content for m in problem.messages)
-    for part in (problem.id, text, problem.answer, problem.demonstration or ""):
+    for part in (problem.id, text, problem.answer, problem.demonstration or "", problem.source):
         if not _encodable(part):  # JSON can smuggle in half of a surrogate pair
             raise RowError("bad UTF-8")
     if _over(text, limits.prompt_chars, limits.prompt_tokens, limits.token_length):

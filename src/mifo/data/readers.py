@@ -12,11 +12,14 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 from mifo.errors import DataError
 
 RowOrReason: TypeAlias = dict[str, Any] | str
+MAX_LINE_BYTES = 32 << 20  # of one JSON line; a row with a hundred long responses has less than one
+MAX_LIST_BYTES = 1 << 30  # of a file that is one JSON list, which is read at once
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -47,22 +50,35 @@ def _read_file(path: Path) -> Iterator[RowOrReason]:
     if name.endswith(".parquet"):
         yield from _read_parquet(path)
     elif name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
-        data = _bytes(path)
-        if data.lstrip()[:1] == b"[":
-            yield from _json_list(path, data)
-        else:
-            yield from map(_json_line, filter(bytes.strip, data.split(b"\n")))
+        yield from _read_json(path)
     else:
         raise DataError(f"data = {str(path)!r}: unknown kind of file; give one of {', '.join(_FILE_SUFFIXES)}")
 
 
-def _bytes(path: Path) -> bytes:
+def _read_json(path: Path) -> Iterator[RowOrReason]:
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.name.lower().endswith(".gz") else data
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            yield from _json_rows(path, file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"data = {str(path)!r}: cannot be read ({error}); check the file or fetch it again") from error
-    return data.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark is not part of the first line
+
+
+def _json_rows(path: Path, file: IO[bytes]) -> Iterator[RowOrReason]:
+    """A row a line, of which only one is held at a time; or the rows of a list, where the file starts with one."""
+    line = file.readline(MAX_LINE_BYTES + 1).removeprefix(_BYTE_ORDER_MARK)
+    while line and not line.strip():
+        line = file.readline(MAX_LINE_BYTES + 1)
+    if line.lstrip()[:1] == b"[":
+        yield from _json_list(path, line + file.read(MAX_LIST_BYTES))
+        return
+    while line:
+        if len(line) > MAX_LINE_BYTES:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE_BYTES)
+            yield f"line over {MAX_LINE_BYTES >> 20} MiB"
+        elif line.strip():
+            yield _json_line(line)
+        line = file.readline(MAX_LINE_BYTES + 1)
 
 
 def _json_line(line: bytes) -> RowOrReason:
@@ -76,6 +92,8 @@ def _json_line(line: bytes) -> RowOrReason:
 
 
 def _json_list(path: Path, data: bytes) -> Iterator[RowOrReason]:
+    if len(data) > MAX_LIST_BYTES:
+        raise DataError(f"data = {str(path)!r}: a JSON list over {MAX_LIST_BYTES >> 20} MiB; convert it to JSONL")
     try:
         rows = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

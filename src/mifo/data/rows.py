@@ -274,10 +274,10 @@ def _first(row: Row, names: Collection[str]) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    """A scalar as text; None for nothing, NaN, blank text and a list of other than one element."""
+    """A scalar as text; None for nothing, NaN, infinity, blank text and a list of other than one element."""
     if isinstance(value, list):
         value = value[0] if len(value) == 1 else None
-    if value is None or isinstance(value, (bool, Mapping, list)) or (isinstance(value, float) and math.isnan(value)):
+    if value is None or isinstance(value, (bool, Mapping, list)) or (isinstance(value, float) and not math.isfinite(value)):
         return None
     text = value if isinstance(value, str) else str(value)
     return text if text.strip() else None
