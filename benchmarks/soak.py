@@ -1,0 +1,106 @@
+"""Does anything pile up? Trains `tiny` over and over in one process and watches its memory, file handles, threads and children.
+
+    python benchmarks/soak.py                 an hour
+    python benchmarks/soak.py --minutes 5     a look
+
+A round is a whole `mifo train tiny`: data, graders, training with checkpoints, evaluation, export. The first quarter of the rounds
+warms up. Flat means: the median resident memory of the last quarter of the rounds is at most 2 % above that of the second quarter, and
+no round ends with more open files, threads or children than every round of the second quarter did. Linux only; not part of CI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mifo.cli import main as mifo
+
+GROWTH = 1.02  # of the median resident memory
+FEWEST_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The process after a round: resident memory in MiB, and counts."""
+
+    minutes: float
+    resident_mib: float
+    open_files: int
+    threads: int
+    children: int
+
+
+def look(started: float) -> Sight:
+    """Reads /proc of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    children = sum(
+        len(Path(f"/proc/self/task/{task}/children").read_text().split()) for task in os.listdir("/proc/self/task")
+    )
+    return Sight(
+        minutes=(time.monotonic() - started) / 60,
+        resident_mib=pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+        open_files=len(os.listdir("/proc/self/fd")),
+        threads=threading.active_count(),
+        children=children,
+    )
+
+
+def one_round(folder: Path) -> None:
+    """A whole run, whose folder is removed."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        status = mifo(["train", "tiny", "--run.folder", str(folder), "--run.name", "soak", "--run.checkpoint-steps", "20"])
+    if status != 0:
+        sys.exit(f"a run ended with status {status}:\n{shown.getvalue()}")
+    shutil.rmtree(folder / "soak")
+
+
+def complaints(sights: list[Sight]) -> list[str]:
+    """What is not flat; empty where all is."""
+    quarter = len(sights) // 4
+    early, late = sights[quarter : 2 * quarter], sights[-quarter:]
+    found = []
+    before, after = (statistics.median(s.resident_mib for s in part) for part in (early, late))
+    if after > GROWTH * before:
+        found.append(f"resident memory went from {before:.1f} to {after:.1f} MiB")
+    for name in ("open_files", "threads", "children"):
+        most = max(getattr(s, name) for s in early)
+        worst = max(getattr(s, name) for s in late)
+        if worst > most:
+            found.append(f"{name.replace('_', ' ')} went from {most} to {worst}")
+    return found
+
+
+def main() -> int:
+    """Run rounds for the given time; 1 if anything piles up."""
+    parser = argparse.ArgumentParser(description="train tiny over and over and watch what piles up")
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: 60)")
+    parser.add_argument("--json", type=Path, help="write every sight here")
+    known = parser.parse_args()
+    started, sights = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="mifo-soak-") as folder:
+        while len(sights) < FEWEST_ROUNDS or time.monotonic() - started < 60 * known.minutes:
+            one_round(Path(folder))
+            sights.append(look(started))
+            print("round {}: {minutes:.1f} min, {resident_mib:.1f} MiB, {open_files} files, {threads} threads, "
+                  "{children} children".format(len(sights), **asdict(sights[-1])), flush=True)
+    if known.json is not None:
+        known.json.write_text(json.dumps([asdict(s) for s in sights], indent=1), encoding="utf-8")
+    found = complaints(sights)
+    print("\n".join(found) or f"flat over {len(sights)} rounds in {sights[-1].minutes:.0f} minutes")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
