@@ -31,12 +31,12 @@ def refused(tmp_path, text):
     [
         ("[train]\nsteps = " + "9" * 5000, "is not valid TOML"),
         ("[train]\nsteps = " + "9" * 40, "steps is an integer of over 64 bits"),
-        ("[train]\nsteps = 0x" + "f" * 100_000, "steps is an integer of over 64 bits"),
+        ("[train]\nsteps = 0x" + "f" * 50_000, "steps is an integer of over 64 bits"),
         ("[rl_optimizer]\nlearning_rate = " + "9" * 400, "learning_rate is an integer of over 64 bits"),
         ("[rl_optimizer]\nlearning_rate = 1e400", "learning_rate = inf must be"),
         ("[rl_optimizer]\nlearning_rate = nan", "learning_rate = nan must be"),
         ("a = " + "[" * 300 + "]" * 300, "nests its tables too deeply"),
-        ("[" + ".".join("a" * 200_000) + "]", "nests its tables too deeply"),
+        ("[" + ".".join("a" * 20_000) + "]", "nests its tables too deeply"),
         ("a" + ".a" * 5000 + " = 1", "nests its tables too deeply"),
         ("[train]\nsteps = 1\n[train]\nsteps = 2", "is not valid TOML"),
         ("[train]\nsteps = 1\nsteps = 1", "is not valid TOML"),
@@ -81,12 +81,17 @@ def test_a_long_chain_of_extends(tmp_path):
     load_config(str(tmp_path / "10.toml"))
 
 
-@pytest.mark.parametrize("flag", ["9" * 30, "-" + "9" * 30, "9" * 5000, "1e400", "nan"])
-def test_numbers_of_flags(flag, capsys):
-    for name in ("--train.steps", "--rl-optimizer.learning-rate"):
-        with pytest.raises((ConfigError, SystemExit)) as caught:
-            load_config("tiny", [name, flag])
-        assert isinstance(caught.value, ConfigError) or caught.value.code == 2
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("--train.steps", "9" * 30), ("--train.steps", "-" + "9" * 30), ("--train.steps", "9" * 5000), ("--train.steps", "1e3"),
+        ("--rl-optimizer.learning-rate", "1e400"), ("--rl-optimizer.learning-rate", "nan"),
+    ],
+)  # fmt: skip
+def test_numbers_of_flags(name, value, capsys):
+    with pytest.raises((ConfigError, SystemExit)) as caught:
+        load_config("tiny", [name, value])
+    assert isinstance(caught.value, ConfigError) or caught.value.code == 2
 
 
 def test_a_description_is_shown_printable(tmp_path, capsys):

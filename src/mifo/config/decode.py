@@ -99,7 +99,7 @@ def _union(options: tuple[Any, ...], value: Any, where: str) -> Any:
         raise ConfigError(f"{where} = {_shown(value)} must be a table with a name.")
     tags = {_tag(member): member for member in members}
     name = value.get("name")
-    if name not in tags:
+    if not isinstance(name, str) or name not in tags:
         raise ConfigError(f"{where}.name = {_shown(name)} is not known. {closest(str(name), list(tags))}")
     return decode(tags[name], value, where)
 

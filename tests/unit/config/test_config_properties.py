@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from typing import Annotated, Literal
@@ -18,13 +19,13 @@ from mifo.config.schema import Config
 from mifo.errors import ConfigError
 
 
-def values_of(hint):
+def values_of(hint, bounds=Bounds()):  # noqa: B008
     """Values of a field's type, within its bounds."""
     origin = typing.get_origin(hint)
     if origin is Annotated:
         plain, *extras = typing.get_args(hint)
         bounds = next((e for e in extras if isinstance(e, Bounds)), Bounds())
-        return values_of(plain).filter(bounds.contains)
+        return values_of(plain, bounds)
     if origin in (typing.Union, types.UnionType):
         return st.one_of(*map(values_of, typing.get_args(hint)))
     if origin is Literal:
@@ -36,12 +37,14 @@ def values_of(hint):
     if hint is type(None):
         return st.none()
     if hint is str:  # "none" is how no value is written
-        return st.text(max_size=20).filter(lambda text: text != "none" and text.isprintable())
-    return {
-        bool: st.booleans(),
-        int: st.one_of(st.integers(0, 100), st.integers(-(2**63), 2**63 - 1)),
-        float: st.one_of(st.floats(0, 1), st.floats(allow_nan=False, allow_infinity=False)),
-    }[hint]
+        return st.text(max_size=20).filter(lambda text: text != "none")
+    if hint is int:
+        low, high = (limit if math.isfinite(limit) else end for limit, end in ((bounds.low, -(2**63)), (bounds.high, 2**63 - 1)))
+        return st.integers(math.ceil(low), math.floor(high)).filter(bounds.contains)
+    if hint is float:
+        low, high = (limit if math.isfinite(limit) else None for limit in (bounds.low, bounds.high))
+        return st.floats(low, high, allow_nan=False, allow_infinity=False).filter(bounds.contains)
+    return {bool: st.booleans()}[hint]
 
 
 def tables_of(table):

@@ -84,7 +84,7 @@ def test_extends_does_not_follow_a_link_out(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"# " + b"x" * MAX_CONFIG_BYTES, ["1,048,578 bytes", "at most 1,048,576"]),
+        (b"# " + b"x" * MAX_CONFIG_BYTES, ["65,538 bytes", "at most 65,536"]),
         (b"[train]\n# caf\xe9", ["is not UTF-8 text (byte 13)", "Save it as UTF-8"]),
         ("[train\nsteps = 1", ["is not valid TOML", "line 1"]),
         ("[train]\nsteps = 1\nsteps = 2", ["is not valid TOML"]),
