@@ -3,9 +3,9 @@
     python benchmarks/soak.py                 an hour
     python benchmarks/soak.py --minutes 5     a look
 
-A round is a whole `mifo train tiny`: data, graders, training with checkpoints, evaluation, export. The first quarter of the rounds
-warms up. Flat means: the median resident memory of the last quarter of the rounds is at most 2 % above that of the second quarter, and
-no round ends with more open files, threads or children than every round of the second quarter did. Linux only; not part of CI.
+A round is a whole `mifo train tiny`: data, graders, training with checkpoints, evaluation, export. The first quarter of the
+rounds warms up. Flat means: the median resident memory of the last quarter of the rounds is at most 2 % above that of the second
+quarter, and no round of the last ends with more open files, threads or children than the most of the second. Linux only; not in CI.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def one_round(folder: Path) -> None:
     """A whole run, whose folder is removed."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        status = mifo(["train", "tiny", "--run.folder", str(folder), "--run.name", "soak", "--run.checkpoint-steps", "20"])
+        status = mifo(
+            ["train", "tiny", "--run.folder", str(folder), "--run.name", "soak", "--run.checkpoint-steps", "20"]
+        )
     if status != 0:
         sys.exit(f"a run ended with status {status}:\n{shown.getvalue()}")
     shutil.rmtree(folder / "soak")
@@ -93,8 +95,11 @@ def main() -> int:
         while len(sights) < FEWEST_ROUNDS or time.monotonic() - started < 60 * known.minutes:
             one_round(Path(folder))
             sights.append(look(started))
-            print("round {}: {minutes:.1f} min, {resident_mib:.1f} MiB, {open_files} files, {threads} threads, "
-                  "{children} children".format(len(sights), **asdict(sights[-1])), flush=True)
+            print(
+                "round {}: {minutes:.1f} min, {resident_mib:.1f} MiB, {open_files} files, {threads} threads, "
+                "{children} children".format(len(sights), **asdict(sights[-1])),
+                flush=True,
+            )
     if known.json is not None:
         known.json.write_text(json.dumps([asdict(s) for s in sights], indent=1), encoding="utf-8")
     found = complaints(sights)

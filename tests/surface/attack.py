@@ -1,4 +1,4 @@
-"""Payloads as model output and as data: a model whose responses are scripted, and a watch on what a run does outside its folder."""
+"""Payloads as output and as data: a model whose responses are scripted, and a watch on what a run does outside its folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ NAMES = [f"{p['category']}-{i}" for i, p in enumerate(PAYLOADS)]
 RIGHT = "48271"  # no payload holds it
 OPTIONS = "\nA. 1\nB. 2\nC. 3"
 GRADERS = (("math", RIGHT), ("math", "x+48271"), ("exact", RIGHT), ("choice", "B"))  # the second one needs a worker
-FORMS = ("{}", "so \\boxed{{{}}}", "\\boxed{{48271}} {} \\boxed{{{}}}")  # as it is, as the answer, after and as the answer
+FORMS = (
+    "{}",
+    "so \\boxed{{{}}}",
+    "\\boxed{{48271}} {} \\boxed{{{}}}",
+)  # as it is, as the answer, after and as the answer
 CONTEXT = 16_384
 
 

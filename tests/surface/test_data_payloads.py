@@ -4,7 +4,18 @@ import json
 import re
 
 import pytest
-from attack import FORMS, NAMES, PAYLOADS, RIGHT, ScriptedEngine, as_read, filled, payload_texts, watching, without_style
+from attack import (
+    FORMS,
+    NAMES,
+    PAYLOADS,
+    RIGHT,
+    ScriptedEngine,
+    as_read,
+    filled,
+    payload_texts,
+    watching,
+    without_style,
+)
 
 from mifo.cli import main
 from mifo.commands import SHOWN_CHARACTERS
@@ -25,7 +36,16 @@ def write_rows(path, rows):
 
 
 def flags(model, train, evaluation="none"):
-    common = ["--model.path", model, "--model.compute", "float32", "--data.train", train, "--data.evaluation", evaluation]
+    common = [
+        "--model.path",
+        model,
+        "--model.compute",
+        "float32",
+        "--data.train",
+        train,
+        "--data.evaluation",
+        evaluation,
+    ]
     limits = ["--data.max-prompt-tokens", "12000", "--rollout.max-response-tokens", "4000"]
     return [*common, *limits, "--data.families", "--data.levels", "none", "--data.no-verify-demonstrations"]
 
@@ -45,7 +65,9 @@ def colours(monkeypatch):
 
 
 @pytest.mark.parametrize("category", [c for c in CATEGORIES if c != "surrogates"])
-def test_a_dry_run_shows_payloads_as_they_are_and_never_raw(category, byte_folder, tmp_path, monkeypatch, capsys, colours):
+def test_a_dry_run_shows_payloads_as_they_are_and_never_raw(
+    category, byte_folder, tmp_path, monkeypatch, capsys, colours
+):
     texts = of_category(payload_texts(tmp_path / "canary"), category)
     row = {"problem": "\n".join(texts), "answer": RIGHT, "source": texts[0], "id": texts[-1]}
     row["demonstration"] = "".join(texts)[: SHOWN_CHARACTERS - 20] + f" \\boxed{{{RIGHT}}}"
@@ -122,10 +144,14 @@ def test_the_same_style_for_every_source(byte_folder, rows, tmp_path, monkeypatc
 def test_training_on_payloads(byte_folder, rows, tmp_path, monkeypatch, capsys):
     """SFT on every row but those with half a surrogate pair in them."""
     recipe = tmp_path / "data.toml"
-    recipe.write_text('[method]\nname = "sft"\nbatch_size = 90\n[train]\nsteps = 3\nthreads = 1\n[run]\nexport = false\n')
+    recipe.write_text(
+        '[method]\nname = "sft"\nbatch_size = 90\n[train]\nsteps = 3\nthreads = 1\n[run]\nexport = false\n'
+    )
     monkeypatch.chdir(tmp_path)
     data = write_rows(tmp_path / "train.jsonl", rows)
-    held_out = write_rows(tmp_path / "held_out.jsonl", [row | {"problem": "Other: " + row["problem"]} for row in rows[:40]])
+    held_out = write_rows(
+        tmp_path / "held_out.jsonl", [row | {"problem": "Other: " + row["problem"]} for row in rows[:40]]
+    )
     monkeypatch.setattr("mifo.train.build.build_engine", lambda *_: ScriptedEngine(["\x1b[31mred", "[bold]"]))
     assert main(["train", str(recipe), *flags(byte_folder, data, held_out)]) == 0
     shown = capsys.readouterr()

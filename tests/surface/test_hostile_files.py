@@ -153,8 +153,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
 def test_a_line_over_the_limit_costs_its_row(tmp_path, monkeypatch, packed):
     monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
     path = tmp_path / ("data.jsonl.gz" if packed else "data.jsonl")
-    opened = gzip.open(path, "wb") if packed else path.open("wb")
-    with opened as file:
+    with gzip.open(path, "wb") if packed else path.open("wb") as file:
         for text in ("a", "x" * (5 << 20), "b", "y" * (1 << 20), "c"):
             file.write(json.dumps({"problem": text, "answer": "1"}).encode() + b"\n")
     report = load_problems(str(path))

@@ -61,7 +61,12 @@ samples_per_step = 1000
 
 def write_problems(path, offset):
     rows = [
-        {"id": f"{grader}-{i + offset}", "problem": f"Number {i + offset}?{OPTIONS}", "answer": answer, "grader": grader}
+        {
+            "id": f"{grader}-{i + offset}",
+            "problem": f"Number {i + offset}?{OPTIONS}",
+            "answer": answer,
+            "grader": grader,
+        }
         for i, (grader, answer) in enumerate(GRADERS)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -82,7 +87,11 @@ def attacked(tmp_path_factory, byte_folder):
     write_problems(home / "held_out.jsonl", 10)
     settings = {"model": byte_folder, "train": str(home / "train.jsonl"), "held_out": str(home / "held_out.jsonl")}
     recipe = RECIPE
-    for name, value in {**{k: json.dumps(v) for k, v in settings.items()}, "rollouts": PER_STEP, "steps": steps}.items():
+    for name, value in {
+        **{k: json.dumps(v) for k, v in settings.items()},
+        "rollouts": PER_STEP,
+        "steps": steps,
+    }.items():
         recipe = recipe.replace(f"{{{name}}}", str(value))
     (home / "attack.toml").write_text(recipe)
     with pytest.MonkeyPatch.context() as patch, watching() as deeds:
@@ -92,7 +101,9 @@ def attacked(tmp_path_factory, byte_folder):
         patch.setattr(mifo.train.build, "build_engine", lambda *_: SplitEngine(script, answers))
         with captured() as shown:
             assert main(["train", str(home / "attack.toml")]) == 0, shown.err
-    return SimpleNamespace(home=home, folder=home / "runs" / "attack", canary=canary, deeds=deeds, shown=shown, texts=texts)
+    return SimpleNamespace(
+        home=home, folder=home / "runs" / "attack", canary=canary, deeds=deeds, shown=shown, texts=texts
+    )
 
 
 class SplitEngine(ScriptedEngine):
@@ -190,7 +201,8 @@ def test_no_connection_and_no_process_but_the_graders(attacked):
     outside = [
         path
         for path in attacked.deeds.written
-        if os.path.isabs(path) and not path.startswith((str(attacked.home), "/dev/null"))
+        if os.path.isabs(path)
+        and not path.startswith((str(attacked.home), "/dev/null"))
         and not os.path.isdir(path)  # a temporary file without a name
     ]
     assert outside == []
@@ -200,7 +212,9 @@ def test_the_export_is_a_plain_model(attacked, byte_folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     export = attacked.folder / "export"
-    assert AutoTokenizer.from_pretrained(export).chat_template == AutoTokenizer.from_pretrained(byte_folder).chat_template
+    assert (
+        AutoTokenizer.from_pretrained(export).chat_template == AutoTokenizer.from_pretrained(byte_folder).chat_template
+    )
     AutoModelForCausalLM.from_pretrained(export)
     suffixes = {path.suffix for path in files_of(attacked.folder)}
     assert suffixes <= {".json", ".jsonl", ".safetensors", ".jinja", ".lock", ""}

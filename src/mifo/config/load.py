@@ -27,7 +27,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MAX_CONFIG_BYTES = 1 << 16  # the parser takes 1.5 s over the worst of that size, and four times as long over twice as much
+MAX_CONFIG_BYTES = (
+    1 << 16
+)  # the parser takes 1.5 s over the worst of that size, and four times as long over twice as much
 MAX_DEPTH = 8  # tables within tables; the schema has three
 MAX_EXTENDS = 16  # files, one extending the other
 

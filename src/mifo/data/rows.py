@@ -277,7 +277,11 @@ def _text(value: Any) -> str | None:
     """A scalar as text; None for nothing, NaN, infinity, blank text and a list of other than one element."""
     if isinstance(value, list):
         value = value[0] if len(value) == 1 else None
-    if value is None or isinstance(value, (bool, Mapping, list)) or (isinstance(value, float) and not math.isfinite(value)):
+    if (
+        value is None
+        or isinstance(value, (bool, Mapping, list))
+        or (isinstance(value, float) and not math.isfinite(value))
+    ):
         return None
     text = value if isinstance(value, str) else str(value)
     return text if text.strip() else None

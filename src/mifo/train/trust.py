@@ -2,7 +2,7 @@
 
 Checked before transformers sees the folder. Python code comes in through `auto_map` of config.json and tokenizer_config.json;
 pickled weights (`pytorch_model.bin` and the like) run whatever their author put in when they are read, and are refused always.
-A tokenizer's chat template is a Jinja text that transformers renders in its sandbox: it runs no code, but nothing bounds its time.
+A tokenizer's chat template is Jinja that transformers renders in its sandbox: it runs no code, but nothing bounds its time.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def check_weights_files(config: ModelConfig, path: str) -> None:
     if pickled:
         raise ModelError(
             f"model.path = '{config.path}' has its weights only in {pickled[0]}, a pickle, which can run code when it is read. "
-            "Ask for a safetensors version. If you trust where the file comes from, convert it once: python -c \"from "
+            'Ask for a safetensors version. If you trust where the file comes from, convert it once: python -c "from '
             "transformers import AutoModelForCausalLM as M; M.from_pretrained('FOLDER', use_safetensors=False)"
             ".save_pretrained('NEW_FOLDER')\", copy the tokenizer's files, and name the new folder."
         )

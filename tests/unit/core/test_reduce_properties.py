@@ -31,7 +31,9 @@ def test_neither_order_nor_micro_batches_matter(losses, normalizer, draw):
         cut = draw.randint(1, len(rows))
         batches.append(rows[:cut])
         rows = rows[cut:]
-    assert reduced(batches, totals, normalizer) == pytest.approx(reduced([losses], totals, normalizer), rel=1e-12, abs=1e-12)
+    assert reduced(batches, totals, normalizer) == pytest.approx(
+        reduced([losses], totals, normalizer), rel=1e-12, abs=1e-12
+    )
 
 
 @given(LOSSES, NORMALIZERS)

@@ -58,7 +58,8 @@ def test_any_text_is_encoded_or_refused(name, text, specials):
     try:
         ids = chat.demonstration_ids(text)
     except DataError as error:
-        assert "no tokens" in str(error) or "holds the stop token" in str(error)
+        if "no tokens" not in str(error) and "holds the stop token" not in str(error):
+            raise
         return
     assert not set(ids[:-1]) & set(chat.stop_ids)
 

@@ -112,7 +112,9 @@ def test_the_conversion_that_is_named_works(folder, tmp_path):
     assert "M.from_pretrained('FOLDER', use_safetensors=False).save_pretrained('NEW_FOLDER')" in message
     M.from_pretrained(str(folder), use_safetensors=False).save_pretrained(tmp_path / "new")
     after = load_model(ModelConfig(path=str(tmp_path / "new")))
-    assert all(torch.equal(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values(), strict=True)
+    )
 
 
 def test_pickles_beside_safetensors_are_not_read(folder, tmp_path):
