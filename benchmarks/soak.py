@@ -5,7 +5,7 @@
 
 A round is a whole `mifo train tiny`: data, graders, training with checkpoints, evaluation, export. The first quarter of the
 rounds warms up. Flat means: the median resident memory of the last quarter of the rounds is at most 2 % above that of the second
-quarter, and no round of the last ends with more open files, threads or children than the most of the second. Linux only; not in CI.
+quarter, and no round of the last ends with more open files, threads or children than the most of the second. Linux only.
 """
 
 from __future__ import annotations
