@@ -159,7 +159,8 @@ def test_every_answer_gets_a_verdict(grader):
     @settings(max_examples=EXAMPLES, deadline=None, database=None)
     @given(ANSWERS, ANSWERS, st.sampled_from(["math", "exact", "choice"]))
     def collect(gold, text, kind):
-        gold = "B" if kind == "choice" else gold or "1"  # a choice whose answer is no letter is an error of the data
+        # An empty answer, or a choice that is no letter, is an error of the data and named as one.
+        gold = "B" if kind == "choice" else gold if gold.strip() else "1"
         pairs.append(Answer(grader=kind, gold=gold, text=f"\\boxed{{{text}}}"))
         pairs.append(Answer(grader="math", gold="48271", text=f"{text.replace('boxed', 'box')} \\boxed{{48271}}"))
 

@@ -28,14 +28,12 @@ def holding_a_secret(folder):
 
 @pytest.mark.slow
 def test_no_secret_in_any_artefact(tmp_path):
-    steps = ["--train.steps", "8", "--run.checkpoint-steps", "4", "--run.samples-per-step", "20", "--run.name", "r"]
+    steps = ["--train.steps", "2", "--run.checkpoint-steps", "1", "--run.samples-per-step", "20", "--run.name", "r"]
     trained = run(tmp_path, "train", "tiny", *steps)
     assert trained.returncode == 0, trained.stderr
     measured = run(tmp_path, "eval", "runs/r", "--json", "figures.json")
     assert measured.returncode == 0, measured.stderr
-    refused = run(tmp_path, "train", "tiny", *steps)  # the folder holds a run
-    assert refused.returncode == 2
-    shown = b"".join(done.stdout + done.stderr for done in (trained, measured, refused))
+    shown = b"".join(done.stdout + done.stderr for done in (trained, measured))
     assert not any(value.encode() in shown for value in SECRETS.values())
     kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert {".safetensors", ".json", ".jsonl"} <= kinds  # checkpoints, exports and logs were there to be searched
