@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TokenIds = tuple[int, ...]
+Weight: TypeAlias = "float | tuple[float, ...]"  # of a sequence in a stream; a tuple weighs each response token
 StopReason = Literal["stop", "length"]  # a stop id was sampled | the response reached its maximum length
 GraderName = Literal["math", "exact", "choice", "code"]
 NormalizerName = Literal["token", "sequence", "constant"]  # TOK, SEQ, CONST of METHODS 0
@@ -110,15 +111,16 @@ class Demonstration:
 class Sequence:
     """One prompt and response that enters an update.
 
-    `weights[name]` is the static weight of this sequence in the term of that name (an advantage, 1.0 for imitation). A
-    term that is absent does not see the sequence at all; a weight of 0.0 takes part in the term's denominator and adds
-    nothing to its numerator. `sampler_logprobs` are those of the rollout engine, None for demonstrations.
+    `weights[name]` is the static weight of this sequence in the term of that name (an advantage, 1.0 for imitation), or one
+    weight for each response token. A term that is absent does not see the sequence at all; a weight of 0.0 takes part in the
+    term's denominator and adds nothing to its numerator. `sampler_logprobs` are those of the rollout engine, None for
+    demonstrations.
     """
 
     problem_id: str
     prompt_ids: TokenIds
     response_ids: TokenIds
-    weights: Mapping[str, float]
+    weights: Mapping[str, Weight]
     sampler_logprobs: tuple[float, ...] | None = None
     weight_version: int | None = None
     rollout: int | None = None  # which rollout of its problem, as messages name it; None for demonstrations

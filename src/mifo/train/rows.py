@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from mifo.core.select import kept_count
-from mifo.types import Sequence, Term, TokenStats, Update, VocabularyStatistic
+from mifo.types import Sequence, Term, TokenStats, Update, VocabularyStatistic, Weight
 
 
 def live_sequences(update: Update) -> list[int]:
     """Sequences that can have a gradient: an all-equal group without other terms is left out, exactly."""
-    return [i for i, s in enumerate(update.sequences) if s.response_ids and any(s.weights.values())]
+    return [i for i, s in enumerate(update.sequences) if s.response_ids and any(map(_is_heard, s.weights.values()))]
+
+
+def _is_heard(weight: Weight) -> bool:
+    return any(weight) if isinstance(weight, tuple) else weight != 0
 
 
 def demonstrated(updates: SequenceOf[Update]) -> list[str]:
@@ -80,13 +84,24 @@ def sampler_rows(sequences: SequenceOf[Sequence], sequence_T: Tensor, old_T: Ten
 
 def view(term: Term, stats: TokenStats, sequences: SequenceOf[Sequence]) -> TokenStats:
     """What one term sees of a micro-batch: its own weights, and nothing that it did not ask for."""
-    weights = stats.logp_T.new_tensor([s.weights.get(term.name, 0.0) for s in sequences])
     return replace(
         stats,
         entropy_T=stats.entropy_T if term.uses_entropy_gradient else stats.entropy_T.detach(),
-        weight_T=weights[stats.sequence_T],
+        weight_T=_weight_rows(term, sequences, stats),
         old_logp_T=stats.old_logp_T if term.uses_old_policy else None,
         ref_logp_T=stats.ref_logp_T if term.uses_reference else None,
         sampler_logp_T=stats.sampler_logp_T if term.uses_sampler else None,
         vocabulary_T=stats.vocabulary_T if term.vocabulary is not None else None,
     )
+
+
+def _weight_rows(term: Term, sequences: SequenceOf[Sequence], stats: TokenStats) -> Tensor:
+    """The weight of every token in one term, [T]."""
+    weights = [s.weights.get(term.name, 0.0) for s in sequences]
+    if not any(isinstance(weight, tuple) for weight in weights):
+        return stats.logp_T.new_tensor(weights)[stats.sequence_T]
+    rows = [
+        weight if isinstance(weight, tuple) else (weight,) * len(sequence.response_ids)
+        for weight, sequence in zip(weights, sequences, strict=True)
+    ]
+    return token_rows(rows, stats.logp_T)

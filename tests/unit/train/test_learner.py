@@ -7,12 +7,13 @@ import torch
 from builders import make_sequences
 
 from mifo.config.schema import OptimizerConfig
-from mifo.core.losses import KlToReference, PolicyGradient
+from mifo.core.losses import CrossEntropy, KlToReference, PolicyGradient
 from mifo.train.gap import SamplerWatch
 from mifo.train.learner import Learner
 from mifo.train.model import tiny_model
 from mifo.train.optim import ScheduledAdamW, learning_rate
 from mifo.train.policy import Policy
+from mifo.train.rows import live_sequences
 from mifo.types import Term, Update
 
 PG = Term(name="pg", loss=PolicyGradient(), uses_old_policy=True)
@@ -182,3 +183,43 @@ def test_kl_to_itself_is_zero_and_grows_when_the_policy_moves():
     )
     assert learner.accumulate(Update(sequences=sequences, terms=(term,))).losses["kl"] > 1e-4
     learner._clear()
+
+
+def test_a_weight_for_each_token_is_the_gradient_of_those_weights():
+    """Against the sum written out: Σ_t w_t · −log π(y_t) / Σ|y|; and a tuple of one number is that number."""
+    policy = Policy(tiny_model(seed=0).double())
+    learner = Learner(policy, micro_batch_tokens=25)
+    term = Term(name="ce", loss=CrossEntropy())
+    plain = update_of([4, 11, 6], policy, term).sequences
+    weights = [tuple(0.1 * (i + 1) * (-1) ** t for t in range(len(s.response_ids))) for i, s in enumerate(plain)]
+
+    def gradient(sequences):
+        tally = learner.accumulate(Update(sequences=tuple(sequences), terms=(term,)))
+        flat = torch.cat([p.grad.reshape(-1) for p in learner.parameters])
+        learner._clear()
+        return tally.losses["ce"], flat
+
+    loss, found = gradient(replace(s, weights={"ce": w}) for s, w in zip(plain, weights, strict=True))
+    rows = learner.logprobs(plain)
+    by_hand = -sum(w * v for ws, row in zip(weights, rows, strict=True) for w, v in zip(ws, row, strict=True)) / 21
+    assert loss == pytest.approx(by_hand, rel=1e-9)
+    one_by_one = torch.zeros_like(found)
+    for i, s in enumerate(plain):  # gradients of single tokens, weighed afterwards
+        for t, weight in enumerate(weights[i]):
+            only = tuple(float(place == t) for place in range(len(s.response_ids)))
+            silent = [replace(o, weights={"ce": only if j == i else 0.0}) for j, o in enumerate(plain)]
+            one_by_one += weight * gradient(silent)[1]
+    torch.testing.assert_close(found, one_by_one, rtol=1e-9, atol=1e-14)
+    uniform = gradient(replace(s, weights={"ce": (0.3,) * len(s.response_ids)}) for s in plain)[1]
+    assert torch.equal(uniform, gradient(replace(s, weights={"ce": 0.3}) for s in plain)[1])
+
+
+def test_weights_of_zero_for_every_token_are_not_fed():
+    policy = Policy(tiny_model(seed=0))
+    update = update_of([3, 5], policy)
+    first, second = update.sequences
+    mixed = replace(
+        update,
+        sequences=(replace(first, weights={"pg": (0.0,) * 3}), replace(second, weights={"pg": (0.0,) * 4 + (1.0,)})),
+    )
+    assert live_sequences(mixed) == [1]
