@@ -10,6 +10,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # idle OpenMP threads sleep soon instead of spinning against neighbours
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does; peers inherit it
 
 import json
 import platform

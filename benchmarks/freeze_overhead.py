@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mifo.eval.score import make_evaluate
 from mifo.methods.sft import demonstration_of, imitation_update
 from mifo.train.build import build_run, make_grader, prepare
 from mifo.train.run import Run
-from mifo.types import Demonstration, Phase
+from mifo.types import Demonstration, Group, Phase, Update
 
 RECIPE = "smollm2-arithmetic"
 SHAPE_FLAGS = [  # written out, so that figures stay comparable when the recipe is tuned
@@ -40,7 +41,6 @@ SHAPE_FLAGS = [  # written out, so that figures stay comparable when the recipe 
     *("--method.rl.updates-per-step", "1"),
     *("--method.buffer-size", "64"),
     *("--rollout.max-response-tokens", "64"),
-    *("--data.train-problems", "400"),
 ]
 WARM_UP = 2
 RL_STEPS = 4
@@ -57,10 +57,17 @@ def train_steps(run: Run, method: MifoMethod, device: torch.device) -> dict[str,
     sft_phase = Phase(name="sft", optimizer="sft")
     demonstrations: list[Demonstration] = []
 
+    def turn(phase: Phase, updates: Callable[[Sequence[Group]], list[Update]]) -> tuple[Group, ...]:
+        """A turn of the loop without its change of phase: freezing is timed apart."""
+        groups = run.collect(phase)
+        reports = run.learn(phase, updates(groups))
+        run.record(phase, groups, reports)
+        assert reports
+        assert all(report.taken for report in reports)
+        return groups
+
     def rl_step() -> None:
-        groups = run.collect(rl_phase)
-        run.learn(rl_phase, run.method.updates(rl_phase, groups))
-        run.steps += 1
+        groups = turn(rl_phase, lambda groups: run.method.updates(rl_phase, groups))
         demonstrations.extend(d for group in groups if (d := demonstration_of(group)) is not None)
 
     def sft(batch: int) -> None:
@@ -72,7 +79,7 @@ def train_steps(run: Run, method: MifoMethod, device: torch.device) -> dict[str,
                 token_denominator=method.token_denominator,
                 longest_demonstration=run.config.data.max_demonstration_tokens,
             )
-            run.learn(sft_phase, [update])
+            turn(sft_phase, lambda _, update=update: [update])
 
     rl = [timed(rl_step, device)[0] for _ in range(WARM_UP + RL_STEPS)]
     assert len(demonstrations) >= method.buffer_size
@@ -122,12 +129,15 @@ def freeze_steps(
 def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--recipe", default=RECIPE, help="another recipe of MIFO; its figures say nothing about this one's"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the JSON object here instead")
     arguments = parser.parse_args()
 
     device = set_up()
-    _, config = load_config(RECIPE, [*SHAPE_FLAGS, "--train.threads", str(torch.get_num_threads())])
+    _, config = load_config(arguments.recipe, [*SHAPE_FLAGS, "--train.threads", str(torch.get_num_threads())])
     method = config.method
     assert isinstance(method, MifoMethod)
     with tempfile.TemporaryDirectory() as folder, make_grader(config) as grader:
@@ -138,10 +148,12 @@ def main() -> None:
         parts = train_steps(run, method, device)
         first = importance.end_interval()  # of what RL and SFT really moved
         parts |= freeze_steps(run, importance, method, arguments.repeats, device)
-    publish("freeze_overhead", summary(parts, method, first.fraction, device), device, arguments.out)
+    publish("freeze_overhead", summary(parts, arguments.recipe, method, first.fraction, device), device, arguments.out)
 
 
-def summary(parts: dict[str, list[Seconds]], method: MifoMethod, frozen: float, device: torch.device) -> dict[str, Any]:
+def summary(
+    parts: dict[str, list[Seconds]], recipe: str, method: MifoMethod, frozen: float, device: torch.device
+) -> dict[str, Any]:
     """The shares, on both clocks: sums over the steps of the interval, medians over the repeats of freezing."""
     totals = {clock: {batch: _interval(parts, batch, clock) for batch in BATCHES} for clock in ("cpu", "wall")}
     clock = "wall" if device.type == "cuda" else "cpu"
@@ -152,7 +164,7 @@ def summary(parts: dict[str, list[Seconds]], method: MifoMethod, frozen: float, 
         "ratio_wall": totals["wall"][BATCHES[0]]["share"],
         "ratio_without_meter": default["share_without_meter"],
         "updates_of_16": {"ratio": several["share"], "ratio_without_meter": several["share_without_meter"]},
-        "workload": f"recipe {RECIPE} with {RL_STEPS} RL steps of {method.rl.prompts_per_step} x "
+        "workload": f"recipe {recipe} with {RL_STEPS} RL steps of {method.rl.prompts_per_step} x "
         f"{method.rl.rollouts_per_prompt} x 64 tokens, SFT on {method.buffer_size} demonstrations, the meter twice",
         "frozen_fraction": round(frozen, 3),
         "seconds": totals,

@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # before torch: idle threads sleep instead of spinning
+    os.environ.setdefault(
+        "THP_MEM_ALLOC_ENABLE", "1"
+    )  # huge pages for large tensors, where the kernel has them on request
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return _run(arguments)

@@ -162,8 +162,9 @@ def dry_run(recipe: Recipe, config: Config, *, resume: bool = False) -> int:
     )
     for name, size in expected.memory.items():
         table.add_row(name, f"{size / GIB:.2f} GiB")
-    table.add_row("memory in all", f"{expected.total_bytes / GIB:.2f} GiB", style="bold")
+    table.add_row("memory in all, at most", f"{expected.total_bytes / GIB:.2f} GiB", style="bold")
     table.add_row("time", f"{clock(expected.seconds_per_step)} a step, {_time_in_all(config, expected.seconds)}")
+    table.add_row("", "without evaluation, and without what a step costs however small it is")
     console.print(table)
     console.print(
         f"dry run: nothing was trained; without --dry-run the run goes {'on in' if resume else 'to'} {folder}"

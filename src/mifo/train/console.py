@@ -178,7 +178,11 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
             "response length",
             f"{summary['response_length_before']:.0f} → {summary['response_length_after']:.0f} tokens",
         )
-    row("steps, intervals", f"{summary['steps']} RL steps, {summary['intervals']} intervals")
+    ended = ", when train.minutes was up" if summary["ended_by"] == "minutes" else ""
+    row("steps", f"{summary['steps']} of {summary['planned_steps']}{ended}")
+    row(
+        "RL, SFT", f"{summary['rl_steps']} RL steps, {summary['sft_steps']} SFT steps, {summary['intervals']} intervals"
+    )
     row("SFT examples used", f"{summary['demonstrations_used']} ({summary['unique_demonstrations']} different)")
     if summary["sft_phases"]:
         row("parameters frozen", f"{100 * summary['frozen_fraction']:.1f} % in the last SFT phase")
