@@ -2,6 +2,8 @@
 
     mifo train RECIPE_OR_TOML [--method.freeze-top 0.3 ...] [--resume] [--dry-run]
     mifo eval MODEL_OR_RUN --data FILE
+    mifo probe magnitude|overlap|entropy|sparsify|redundancy|coupling ...
+    mifo rejuvenate --base MODEL --over MODEL --data FILE --out FOLDER
     mifo recipes | mifo methods
 
 Help, lists and every mistake in a configuration are answered without torch. `train` reads its own arguments, since its
@@ -21,6 +23,7 @@ from dataclasses import replace
 
 from mifo import __version__
 from mifo.errors import ConfigError, MifoError
+from mifo.lab_verbs import add_lab_verbs
 from mifo.printable import PrintableFormatter, printable
 
 TRAIN_USAGE = "usage: mifo train RECIPE_OR_TOML [--SECTION.SETTING VALUE ...] [--resume [--no-verify]] [--dry-run]"
@@ -93,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands (mifo COMMAND --help says more)")
     verbs.add_parser("train", help="train by a recipe or TOML file", add_help=False)
     _add_eval_arguments(verbs.add_parser("eval", help="measure a model or a finished run on held-out problems"))
+    add_lab_verbs(verbs)
     verbs.add_parser("recipes", help="list the shipped recipes").set_defaults(run=_recipes)
     verbs.add_parser("methods", help="list the methods").set_defaults(run=_methods)
     return parser
@@ -157,7 +161,7 @@ def _train(arguments: Sequence[str]) -> int:
         if not resume:
             raise ConfigError("--no-verify has no effect without --resume: nothing is read back. Leave it out.")
         config = replace(config, run=replace(config.run, verify_checkpoints=False))
-    _quiet_libraries()
+    quiet_libraries()
     from mifo.commands import dry_run, train_command
 
     if "--dry-run" in chosen:
@@ -186,7 +190,7 @@ def _train_help(rest: Sequence[str]) -> None:
 
 
 def _eval(known: argparse.Namespace) -> int:
-    _quiet_libraries()
+    quiet_libraries()
     from mifo.commands import eval_command
 
     return eval_command(known)
@@ -218,7 +222,8 @@ def _methods(_: argparse.Namespace) -> int:
     return 0
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
+    """Logs that are fit for a terminal, and none of the libraries' own progress."""
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -14,7 +14,15 @@ LAYERS = (
     "errors", "types", "config", "core", "methods", "data", "rewards", "rollout", "train", "eval", "lab", "report",
     "backends", "cli",
 )  # fmt: skip
-PART_OF = {"commands": "cli", "signals": "cli", "__main__": "cli", "recipes": "config", "printable": "errors"}
+PART_OF = {
+    "commands": "cli",
+    "lab_verbs": "cli",
+    "lab_commands": "cli",
+    "signals": "cli",
+    "__main__": "cli",
+    "recipes": "config",
+    "printable": "errors",
+}
 ALLOWED_ROOTS = {"__version__"}  # names that any layer may take from the package itself
 
 

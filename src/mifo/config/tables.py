@@ -148,6 +148,8 @@ class TrainConfig:
     """Seed of data order, sampling and initialisation."""
     micro_batch_tokens: Count = 8192
     """Most tokens in one forward pass; the gradient does not depend on it."""
+    gradient_drop: ShareBelowOne = 0.0
+    """Probe: random share of gradient elements cleared at each update, before clipping, without rescaling; 0 is training."""
     threads: Count | None = None
     """CPU threads; none: all cores."""
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mifo.config.schema import Config
 from mifo.core.importance import ImportanceMap
+from mifo.core.surgery import GradientDrop
 from mifo.data.chat import Chat
 from mifo.data.problems import Verify
 from mifo.errors import DataError, ModelError
@@ -185,16 +186,17 @@ def _make_learner(
     with_reference: bool,
     window: Callable[[], AbstractContextManager[None]],
 ) -> Learner:
-    policy, reference = make_policy(model, config, dtype), None
+    policy, reference, train = make_policy(model, config, dtype), None, config.train
     if with_reference:
         reference = make_policy(copy.deepcopy(model).requires_grad_(False), config, dtype)
     return Learner(
         policy,
-        micro_batch_tokens=config.train.micro_batch_tokens,
+        micro_batch_tokens=train.micro_batch_tokens,
         world=current_world(),
         reference=reference,
         sampler_watch=make_sampler_watch(config, device, dtype),
         window=window,
+        gradient_drop=GradientDrop(train.gradient_drop, train.seed) if train.gradient_drop > 0 else None,
     )
 
 

@@ -25,6 +25,7 @@ from mifo.core.freeze import ElementFreeze
 from mifo.core.losses import PolicyGradient
 from mifo.core.reduce import sequence_scale, update_totals, weighted_sum
 from mifo.core.select import top_entropy_tokens
+from mifo.core.surgery import GradientDrop
 from mifo.data.pack import MicroBatch, pack, plan_micro_batches
 from mifo.train.faults import Fault, Sample, blame, check_weights, sample_of
 from mifo.train.gap import GAP_TOKENS, ROUNDING_TOKENS, SamplerWatch
@@ -61,6 +62,7 @@ class Learner:
         reference: the frozen policy of KL terms, or None.
         sampler_watch: judges the gap between sampler and trainer, or None where they cannot be compared.
         window: where an update may be broken off (see `Stop.window`): while its gradient is computed.
+        gradient_drop: clears a random share of each summed gradient, or None.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Learner:
         reference: Policy | None = None,
         sampler_watch: SamplerWatch | None = None,
         window: Callable[[], AbstractContextManager[None]] = nullcontext,
+        gradient_drop: GradientDrop | None = None,
     ) -> None:
         self.policy = policy
         self.micro_batch_tokens = micro_batch_tokens
@@ -80,6 +83,7 @@ class Learner:
         self.sampler_watch = sampler_watch
         self.window = window
         self.parameters = policy.parameters
+        self.gradient_drop = gradient_drop
 
     def apply(
         self,
@@ -88,8 +92,11 @@ class Learner:
         *,
         freeze: ElementFreeze | None = None,
         guard: Guard | None = None,
+        step: int | None = None,
     ) -> UpdateReport:
         """Take one optimizer step, or skip it: then parameters and moments keep their bits, and the report says why.
+
+        `step` numbers the optimizer steps of a run; the masks of `gradient_drop` are drawn from it.
 
         A rollback that the guard orders undoes the step before. A phase that freezes elements has none: it is short, and
         going back would have to go into the phase before.
@@ -101,6 +108,9 @@ class Learner:
         rate = optimizer.prepare()
         with self.window():
             tally = self.accumulate(update)
+        if self.gradient_drop is not None:
+            assert step is not None, "a fresh mask needs the number of the step"
+            self.gradient_drop.apply(dict(self.policy.model.named_parameters()), step)
         if freeze is not None:
             freeze.mask_gradients()
         norm = math.nan if tally.faults else self._clip(optimizer.config.clip_norm)

@@ -80,12 +80,13 @@ def _names_no_class(folder: Path) -> bool:
     return json.loads(description.read_text(encoding="utf-8")).get("tokenizer_class") in PLAIN_TOKENIZERS
 
 
-def load_model(config: ModelConfig, *, seed: int = 0) -> PreTrainedModel:
+def load_model(config: ModelConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The causal language model in fp32 on the CPU, with RoPE base and context raised if asked for, dropout off.
 
     Args:
         config: the [model] table.
         seed: initialises `tiny`; other models are read from disk.
+        dtype: of the weights; training needs fp32, measurements of large models may keep the type they are stored in.
 
     Raises:
         ModelError: not found, not loadable, or not a causal language model.
@@ -100,7 +101,7 @@ def load_model(config: ModelConfig, *, seed: int = 0) -> PreTrainedModel:
             config=model_config,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -179,7 +179,7 @@ class Run:
             budget = self._heed_budget(budget)
             self.mark()
             for update in updates[len(self.turn.reports) :]:  # all, unless the last session was stopped among them
-                report = self.learner.apply(update, optimizer, freeze=self.freeze, guard=self.guard)
+                report = self.learner.apply(update, optimizer, freeze=self.freeze, guard=self.guard, step=self.version)
                 self.turn.reports.append(report)
                 self.version += report.moved
                 self._heed(phase, report.fault)

@@ -47,6 +47,13 @@ def test_the_guard_guards():
         (("train", "--help"), 0),
         (("train", "tiny", "--help"), 0),
         (("eval", "--help"), 0),
+        (("rejuvenate", "--help"), 0),
+        (("probe", "--help"), 0),
+        *(
+            (("probe", name, "--help"), 0)
+            for name in ("magnitude", "overlap", "entropy", "sparsify", "redundancy", "coupling")
+        ),
+        (("probe",), 2),
         (("recipes",), 0),
         (("methods",), 0),
         (("train",), 2),
@@ -62,7 +69,7 @@ def test_no_heavy_imports(arguments, status):
     assert done.stderr if status else done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("eval", "--help")])
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("eval", "--help"), ("probe", "--help")])
 def test_help_is_quick(arguments):
     def seconds():
         start = time.perf_counter()
@@ -105,7 +112,7 @@ def test_train_help_of_a_recipe(capsys, monkeypatch):
 def test_help_and_no_command(capsys, monkeypatch):
     text = shown(capsys, monkeypatch)
     assert text.startswith("usage: mifo ")
-    for verb in ("train", "eval", "recipes", "methods"):
+    for verb in ("train", "eval", "probe", "rejuvenate", "recipes", "methods"):
         assert f"    {verb} " in text
 
 

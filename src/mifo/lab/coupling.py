@@ -1,0 +1,345 @@
+"""Does the second phase undo the first? SFT→RL and RL→SFT on a classification task (S4, METHODS 10).
+
+The first of the given checkpoints is the end of the first phase, p_1; the others lie along the second, p_2. For each:
+
+    L_SFT    E_x −log p(y*|x), the loss of the right label                                            Figure 3a
+    KL       E_x KL(p_2(·|x) ‖ p_1(·|x)), from samples y ~ p_2 at temperature 1
+    reward   +1 for the right label, −1 otherwise, strict and robust, as the paper samples (T 0.6, top-p 0.95)   Figure 3b
+    J        the mean strict reward at temperature 1: what the theorems speak of
+
+SFT→RL, Theorem 3.1: L_SFT(p_2) = L_SFT(p_1) + C_1, C_1 = E_x [log Z(x) − r(x, y*)/β], Z(x) = E_{y~p_1} exp(r/β), with Z
+from samples. It assumes that p_1 is the data's distribution (eq. 10) and that RL found the optimum (eq. 12). For a task
+with one right label the first means L_SFT(p_1) = 0, and then Z = exp(R_max/β) and C_1 = 0; where it fails, Jensen's
+step does not apply and C_1 is negative.
+
+RL→SFT, Proposition 1: J(p_2) ≤ J(p_1) + R_max √(2B) with B the measured KL; it says nothing where the right side is
+R_max or more. Theorem 4.1: J(p_2) ≤ J(p_1) − C_2 if p_1 is a local maximum of J; a rise of J shows that it is not. λ =
+(J(p_1) − J(p_2))/KL is the growth that the measurement implies.
+
+Unstated in the paper and chosen here: β = 0.001 and 8 samples a prompt; the wording of the prompt (`lab.labels`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from mifo.config.schema import Config, DataConfig
+from mifo.data.chat import Chat
+from mifo.errors import ConfigError
+from mifo.lab.labels import (
+    COLA,
+    Example,
+    LabelScores,
+    LabelTask,
+    label_scores,
+    read_examples,
+    robust_label,
+    strict_label,
+)
+from mifo.lab.samples import loaded, make_policy, token_scores
+from mifo.lab.source import Source, Tensors, common_names, find_source, model_config
+from mifo.rollout.engine import Engine
+from mifo.train.build import build_engine, make_chat
+from mifo.train.device import pick_device, pick_dtype
+from mifo.train.model import load_tokenizer
+from mifo.types import Sampling, TokenIds
+from mifo.types import Sequence as TokenSequence
+
+R_MAX = 1.0
+Order = Literal["sft-rl", "rl-sft"]
+Verdict = Literal["holds", "fails", "cannot be told", "says nothing"]
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CouplingSettings:
+    """The task and how it is measured."""
+
+    data: str
+    order: Order
+    task: LabelTask = COLA
+    limit: int | None = 200
+    samples: int = 8
+    beta: float = 0.001
+    temperature: float = 0.6
+    top_p: float = 0.95
+    max_tokens: int = 16
+    seed: int = 0
+    template: str | None = None
+    system_prompt: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean over prompts with its 95 % interval (normal)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CouplingPoint:
+    """One checkpoint; `kl` is to the first one, `objective` is J."""
+
+    label: str
+    sft_loss: Estimate
+    kl: Estimate
+    objective: Estimate
+    strict: LabelScores
+    robust: LabelScores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """One statement of the paper at one checkpoint: what it says, what was measured, and why it may not apply."""
+
+    statement: str
+    label: str
+    predicted: float
+    measured: float
+    verdict: Verdict
+    caveat: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coupling:
+    """All checkpoints and bounds."""
+
+    settings: CouplingSettings
+    examples: int
+    points: tuple[CouplingPoint, ...]
+    bounds: tuple[Bound, ...]
+
+    def record(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each checkpoint."""
+        rows = []
+        for point in self.points:
+            row: dict[str, Any] = {"model": point.label}
+            for name, figures in asdict(point).items():
+                if isinstance(figures, dict):
+                    row |= {f"{name}_{part}": value for part, value in figures.items()}
+            rows.append(row)
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What one checkpoint did: its samples at T = 1 with their own log-probs, and the figures that need no other model."""
+
+    label: str
+    sft_loss: list[float]
+    samples: list[TokenSequence]
+    own: list[float]
+    rewards: list[list[float]]
+    strict: LabelScores
+    robust: LabelScores
+
+
+def coupling(models: Sequence[str], settings: CouplingSettings) -> Coupling:
+    """Measure checkpoints of a two-phase run.
+
+    Args:
+        models: the end of the first phase, then checkpoints along the second.
+        settings: the task and how it is measured.
+
+    Raises:
+        ConfigError: a setting is out of range, or there is only one model.
+        ModelError: a path is no model, or the architectures differ.
+        DataError: the file holds no labelled texts.
+    """
+    _check(models, settings)
+    examples = read_examples(settings.data, settings.task, settings.limit)
+    sources = [find_source(given, "MODEL") for given in models]
+    common_names([Tensors(source) for source in sources])
+    config = _config(sources[0], settings)
+    chat = make_chat(config, load_tokenizer(config.model))
+    prompts = [chat.prompt_ids(example.problem(settings.task, i)) for i, example in enumerate(examples)]
+    golds = [chat.demonstration_ids(settings.task.labels[example.label]) for example in examples]
+    found = [_one(source, config, chat, examples, prompts, golds, settings) for source in sources]
+    under_first = _scored(sources[0], [m.samples for m in found], settings)
+    points = tuple(_point(m, rows, settings.samples) for m, rows in zip(found, under_first, strict=True))
+    bounds = _sft_rl_bounds(found[0], points, settings) if settings.order == "sft-rl" else _rl_sft_bounds(points)
+    return Coupling(settings=settings, examples=len(examples), points=points, bounds=bounds)
+
+
+def _check(models: Sequence[str], settings: CouplingSettings) -> None:
+    if len(models) < 2:
+        raise ConfigError(
+            "coupling of one model: name the end of the first phase and one or more checkpoints of the second."
+        )
+    if settings.samples < 2:
+        raise ConfigError(
+            f"--samples = {settings.samples} must be at least 2: KL and Z are means over samples of a prompt."
+        )
+    if not settings.beta > 0:
+        raise ConfigError(f"--beta = {settings.beta:g} must be more than 0.")
+
+
+def _config(source: Source, settings: CouplingSettings) -> Config:
+    run = source.run.data if source.run is not None else DataConfig()
+    prompt = settings.system_prompt if settings.system_prompt is not None else run.system_prompt
+    return Config(
+        model=model_config(source), data=DataConfig(template=settings.template or run.template, system_prompt=prompt)
+    )
+
+
+def _one(
+    source: Source,
+    config: Config,
+    chat: Chat,
+    examples: Sequence[Example],
+    prompts: Sequence[TokenIds],
+    golds: Sequence[TokenIds],
+    settings: CouplingSettings,
+) -> _Measured:
+    device = pick_device(settings.device)
+    with loaded(source, "float32", settings.device) as model:
+        engine: Engine = build_engine(model, config, device, pick_dtype("auto", device))
+        policy = make_policy(model)
+        pairs = [_sequence(p, g) for p, g in zip(prompts, golds, strict=True)]
+        losses = [-float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, pairs)]
+        shown = engine.generate(
+            prompts, 1, _sampling(chat, settings, settings.temperature, settings.top_p), settings.seed
+        )
+        drawn = engine.generate(prompts, settings.samples, _sampling(chat, settings, 1.0, 1.0), settings.seed + 1)
+        samples = [_sequence(prompt, r.token_ids) for prompt, group in zip(prompts, drawn, strict=True) for r in group]
+        own = [float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, samples)]
+    gold = [example.label for example in examples]
+    texts = [chat.decode(group[0].token_ids) for group in shown]
+    return _Measured(
+        label=source.label,
+        sft_loss=losses,
+        samples=samples,
+        own=own,
+        rewards=[
+            [R_MAX if strict_label(chat.decode(r.token_ids), settings.task) == label else -R_MAX for r in group]
+            for group, label in zip(drawn, gold, strict=True)
+        ],
+        strict=label_scores(gold, [strict_label(text, settings.task) for text in texts]),
+        robust=label_scores(gold, [robust_label(text, settings.task) for text in texts]),
+    )
+
+
+def _sampling(chat: Chat, settings: CouplingSettings, temperature: float, top_p: float) -> Sampling:
+    return Sampling(temperature=temperature, top_p=top_p, max_tokens=settings.max_tokens, stop_ids=chat.stop_ids)
+
+
+def _sequence(prompt: TokenIds, response: TokenIds) -> TokenSequence:
+    return TokenSequence(problem_id="", prompt_ids=prompt, response_ids=response, weights={})
+
+
+def _scored(first: Source, samples: Sequence[Sequence[TokenSequence]], settings: CouplingSettings) -> list[list[float]]:
+    """log p_1 of the samples of every checkpoint."""
+    with loaded(first, "float32", settings.device) as model:
+        policy = make_policy(model)
+        return [[float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, rows)] for rows in samples]
+
+
+def _point(measured: _Measured, under_first: Sequence[float], samples: int) -> CouplingPoint:
+    gaps = [own - other for own, other in zip(measured.own, under_first, strict=True)]
+    by_prompt = [sum(gaps[i : i + samples]) / samples for i in range(0, len(gaps), samples)]
+    return CouplingPoint(
+        label=measured.label,
+        sft_loss=mean_estimate(measured.sft_loss),
+        kl=mean_estimate(by_prompt),
+        objective=mean_estimate([sum(row) / len(row) for row in measured.rewards]),
+        strict=measured.strict,
+        robust=measured.robust,
+    )
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """A mean with its normal 95 % interval over independent values."""
+    mean = sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)
+    half = Z95 * math.sqrt(variance / len(values))
+    return Estimate(value=mean, low=mean - half, high=mean + half)
+
+
+def c1(rewards: Sequence[Sequence[float]], beta: float) -> float:
+    """C_1(β) = E_x [log Z(x) − R_max/β], Z(x) the mean of exp(r/β) over the samples of a prompt; the right label earns R_max."""
+    rows = torch.tensor([list(row) for row in rewards], dtype=torch.float64) / beta
+    log_z = rows.logsumexp(1) - math.log(rows.shape[1])
+    return float((log_z - R_MAX / beta).mean())
+
+
+def _sft_rl_bounds(first: _Measured, points: Sequence[CouplingPoint], settings: CouplingSettings) -> tuple[Bound, ...]:
+    constant, start = c1(first.rewards, settings.beta), points[0].sft_loss
+    caveats = ["eq. 12 (RL at its optimum) is not checked"]
+    if start.low > 0:
+        caveats.append(f"eq. 10 fails: the first phase has loss {start.value:.3g}, where matching the data means 0")
+    if constant < 0:
+        caveats.append(f"C_1 = {constant:.3g} is negative, which Jensen's step rules out under eq. 10")
+    bounds = []
+    for point in points[1:]:
+        predicted = start.value + constant
+        inside = point.sft_loss.low <= predicted <= point.sft_loss.high
+        bounds.append(
+            Bound(
+                statement="Theorem 3.1: L_SFT(p_2) = L_SFT(p_1) + C_1",
+                label=point.label,
+                predicted=predicted,
+                measured=point.sft_loss.value,
+                verdict="holds" if inside else "fails",
+                caveat="; ".join(caveats),
+            )
+        )
+        bounds.append(
+            Bound(
+                statement="Theorem 3.1: L_SFT(p_2) ≥ L_SFT(p_1)",
+                label=point.label,
+                predicted=start.value,
+                measured=point.sft_loss.value,
+                verdict=_order(start, point.sft_loss),
+                caveat="; ".join(caveats),
+            )
+        )
+    return tuple(bounds)
+
+
+def _rl_sft_bounds(points: Sequence[CouplingPoint]) -> tuple[Bound, ...]:
+    first, bounds = points[0].objective, []
+    for point in points[1:]:
+        limit = first.value + R_MAX * math.sqrt(2 * max(0.0, point.kl.value))
+        inside: Verdict = "fails" if point.objective.low > limit else "holds"
+        bounds.append(
+            Bound(
+                statement="Proposition 1: J(p_2) ≤ J(p_1) + R_max √(2B)",
+                label=point.label,
+                predicted=limit,
+                measured=point.objective.value,
+                verdict="says nothing" if limit >= R_MAX else inside,
+                caveat="the bound is at or above the greatest reward" if limit >= R_MAX else "",
+            )
+        )
+        drop = _order(point.objective, first)
+        growth = (first.value - point.objective.value) / point.kl.value if point.kl.value > 0 else 0.0
+        bounds.append(
+            Bound(
+                statement="Theorem 4.1: J(p_2) < J(p_1)",
+                label=point.label,
+                predicted=first.value,
+                measured=point.objective.value,
+                verdict=drop,
+                caveat="p_1 was no local maximum of J" if drop == "fails" else f"implied λ = {growth:.3g}",
+            )
+        )
+    return tuple(bounds)
+
+
+def _order(lower: Estimate, upper: Estimate) -> Verdict:
+    """Whether one mean is below another, as far as their intervals tell them apart."""
+    if lower.high < upper.low:
+        return "holds"
+    return "fails" if upper.high < lower.low else "cannot be told"

@@ -1,0 +1,174 @@
+r"""Classification as text: sentences with labels, prompts, strict and robust scoring, and scores that a majority cannot
+flatter.
+
+The task of S4 is CoLA: is a sentence acceptable? "unacceptable" contains "acceptable", so a search for the text finds
+both: the robust rule takes the last of the labels that stands as a word of its own, \b(un)?acceptable\b. The strict
+rule wants the label and nothing else. About 70 % of CoLA is acceptable, so accuracy and reward are read beside
+Matthews' correlation and balanced accuracy.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mifo.errors import ConfigError, DataError
+from mifo.types import Message, Problem
+
+TEXT_COLUMNS = ("sentence", "text")
+TSV_COLUMNS = 4  # source, label, the author's star, sentence: CoLA's own files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTask:
+    """The labels, in the order of their numbers in a file, and how a text becomes a question ({text} stands for it)."""
+
+    labels: tuple[str, ...]
+    instruction: str
+
+    def __post_init__(self) -> None:
+        if len(self.labels) < 2 or len({label.casefold() for label in self.labels}) < len(self.labels):
+            raise ConfigError(f"--labels {' '.join(self.labels)}: give two or more different labels.")
+        if "{text}" not in self.instruction:
+            raise ConfigError(
+                f"--instruction = '{self.instruction}': it has no place for the text. Write {{text}} there."
+            )
+
+
+COLA = LabelTask(
+    labels=("unacceptable", "acceptable"),
+    instruction="Is the following English sentence grammatically acceptable? Answer with one word, acceptable or "
+    "unacceptable.\n\nSentence: {text}",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A text and the number of its label."""
+
+    text: str
+    label: int
+
+    def problem(self, task: LabelTask, number: int) -> Problem:
+        """As a problem whose answer is the label."""
+        question = task.instruction.replace("{text}", self.text)
+        return Problem(id=f"example-{number}", messages=(Message("user", question),), answer=task.labels[self.label])
+
+
+def read_examples(path: str, task: LabelTask, limit: int | None = None) -> tuple[Example, ...]:
+    """Examples of a file: JSON lines with `sentence` or `text` and `label` (a number or the label itself), or CoLA's TSV.
+
+    Raises:
+        DataError: the file cannot be read, or a row is not an example; names the row.
+    """
+    file = Path(path).expanduser()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"--data = '{path}' cannot be read ({error}). Name a JSONL or TSV file of labelled texts."
+        ) from error
+    rows = _tsv(text) if file.suffix == ".tsv" else _json_lines(text)
+    examples = []
+    for number, row in rows:
+        example = _example(row, task)
+        if isinstance(example, str):
+            raise DataError(f"--data = '{path}', row {number}: {example}. Mend or remove it.")
+        examples.append(example)
+        if limit is not None and len(examples) == limit:
+            break
+    if not examples:
+        raise DataError(f"--data = '{path}' holds no examples. Name a JSONL or TSV file of labelled texts.")
+    return tuple(examples)
+
+
+def _json_lines(text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError):
+                yield number, None
+
+
+def _tsv(text: str) -> Iterator[tuple[int, Any]]:
+    for number, row in enumerate(csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE), 1):
+        yield number, {"label": row[1], "sentence": row[3]} if len(row) == TSV_COLUMNS else None
+
+
+def _example(row: Any, task: LabelTask) -> Example | str:
+    """The example in a row, or what is wrong with it."""
+    if not isinstance(row, dict):
+        return "it is no labelled text"
+    text = next((row[name] for name in TEXT_COLUMNS if isinstance(row.get(name), str)), "")
+    if not text.strip():
+        return f"it has no text in {' or '.join(TEXT_COLUMNS)}"
+    label = row.get("label")
+    if isinstance(label, str) and label in task.labels:
+        return Example(text, task.labels.index(label))
+    number = int(label) if isinstance(label, str) and label.isdecimal() else label
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(task.labels):
+        return Example(text, number)
+    return f"label = {label!r} is neither one of {', '.join(task.labels)} nor a number below {len(task.labels)}"
+
+
+def strict_label(response: str, task: LabelTask) -> int | None:
+    """The label that a response consists of; None where it says anything else."""
+    answer = response.strip()
+    return task.labels.index(answer) if answer in task.labels else None
+
+
+def robust_label(response: str, task: LabelTask) -> int | None:
+    """The label that stands last in a response as a word of its own, in any letter case; None where there is none."""
+    longest_first = sorted(task.labels, key=len, reverse=True)
+    found = re.findall(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)", response, re.IGNORECASE)
+    if not found:
+        return None
+    return [label.casefold() for label in task.labels].index(found[-1].casefold())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelScores:
+    """Scores of predictions; `undecided` is the share without a label, which counts as wrong everywhere."""
+
+    accuracy: float
+    reward: float
+    mcc: float
+    balanced_accuracy: float
+    undecided: float
+    majority: float
+
+
+def label_scores(gold: Sequence[int], predicted: Sequence[int | None]) -> LabelScores:
+    """Accuracy, mean reward (+1 right, −1 wrong), Matthews' correlation and balanced accuracy.
+
+    The correlation is Gorodkin's for several classes (R_K, 2004), which is Matthews' for two; "undecided" is a class of its own
+    there. Balanced accuracy is the mean of the classes' recalls. A correlation without spread counts as 0.
+
+    Args:
+        gold: at least one.
+        predicted: None where the response had no label.
+    """
+    count = len(gold)
+    right = sum(g == p for g, p in zip(gold, predicted, strict=True))
+    per_class, guessed = Counter(gold), Counter(predicted)
+    hits = Counter(g for g, p in zip(gold, predicted, strict=True) if g == p)
+    covariance = right * count - sum(per_class[k] * guessed[k] for k in per_class)
+    spread = math.sqrt(count**2 - sum(n * n for n in guessed.values())) * math.sqrt(
+        count**2 - sum(n * n for n in per_class.values())
+    )
+    return LabelScores(
+        accuracy=right / count,
+        reward=(2 * right - count) / count,
+        mcc=covariance / spread if spread else 0.0,
+        balanced_accuracy=sum(hits[k] / n for k, n in per_class.items()) / len(per_class),
+        undecided=guessed[None] / count,
+        majority=max(per_class.values()) / count,
+    )

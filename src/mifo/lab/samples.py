@@ -1,0 +1,186 @@
+"""Calibration pairs and teacher-forced token entropies.
+
+A pair is a problem's prompt, rendered as the model's run rendered it, and its demonstration, ended by the
+end-of-sequence token. Nothing is sampled and nothing is graded: the model reads the demonstration and its distribution
+is measured at each token of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mifo.config.schema import Config, DataConfig
+from mifo.data.chat import Chat
+from mifo.data.pack import pack, plan_micro_batches
+from mifo.data.tasks import INSTRUCTION
+from mifo.errors import DataError, ModelError
+from mifo.lab.source import Source, Tensors, model_config
+from mifo.train.build import make_chat
+from mifo.train.corpus import read_corpus
+from mifo.train.device import pick_device
+from mifo.train.model import load_model, load_tokenizer
+from mifo.train.policy import Policy
+from mifo.types import Sequence as TokenSequence
+from mifo.types import Verdict
+
+Compute = Literal["stored", "float32", "bfloat16"]
+EMBEDDED_DATA = "embedded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSettings:
+    """Which pairs to measure on.
+
+    `template` and `system_prompt` are those of the run where they are None and the model comes from a run. `max_tokens` bounds
+    prompt and demonstration together; longer pairs are left out and counted.
+    """
+
+    data: str = EMBEDDED_DATA
+    split: str | None = None
+    count: int = 64
+    max_tokens: int = 2048
+    template: str | None = None
+    system_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pairs as token ids with the tokenizer that made them; `note` says where they are from and what was left out."""
+
+    sequences: tuple[TokenSequence, ...]
+    chat: Chat
+    note: str
+
+
+def read_pairs(source: Source, settings: PairSettings) -> Pairs:
+    """The first `count` pairs of a file that fit, with the tokenizer and template of `source`.
+
+    Raises:
+        DataError: the file holds no demonstration, or none that fits.
+        ModelError: the source has no usable tokenizer.
+    """
+    config = _data_config(source, settings)
+    chat = make_chat(config, load_tokenizer(config.model))
+    corpus = read_corpus(config, chat, lambda rows: [Verdict.CORRECT] * len(rows), needs_demonstrations=True)
+    pairs = [
+        TokenSequence(
+            problem_id=problem.id,
+            prompt_ids=entry.prompt_ids,
+            response_ids=entry.demonstration_ids or (),
+            weights={},
+        )
+        for problem in corpus.train
+        if (entry := corpus.encoded[problem.id]).demonstration_ids
+    ]
+    fitting = [p for p in pairs if len(p.prompt_ids) + len(p.response_ids) <= settings.max_tokens]
+    if not fitting:
+        raise DataError(
+            f"--data = '{settings.data}': none of {len(pairs)} pairs of prompt and demonstration has at most "
+            f"{settings.max_tokens} tokens. Raise --max-tokens, or bring shorter demonstrations."
+        )
+    chosen = tuple(fitting[: settings.count])
+    note = f"{' '.join(corpus.notes)} Measured on {len(chosen)} pairs"
+    if len(fitting) < len(pairs):
+        note += f"; {len(pairs) - len(fitting)} of more than {settings.max_tokens} tokens were left out"
+    return Pairs(chosen, chat, f"{note}.")
+
+
+def _data_config(source: Source, settings: PairSettings) -> Config:
+    run = source.run.data if source.run is not None else DataConfig()
+    embedded = settings.data.startswith(EMBEDDED_DATA)
+    template = settings.template or (run.template if source.run is not None else "tokenizer")
+    prompt = settings.system_prompt if settings.system_prompt is not None else run.system_prompt
+    if embedded and prompt is None and source.run is None and template == "tokenizer":
+        prompt = INSTRUCTION  # embedded problems do not say that the answer belongs in a box
+    data = replace(
+        DataConfig(),
+        train=settings.data,
+        train_problems=settings.count if embedded else None,
+        split=settings.split or "train",
+        evaluation="none",
+        template=template,
+        system_prompt=prompt,
+        max_prompt_tokens=settings.max_tokens,
+        max_demonstration_tokens=settings.max_tokens,
+        verify_demonstrations=False,
+    )
+    return Config(model=model_config(source), data=data)
+
+
+@contextlib.contextmanager
+def loaded(source: Source, compute: Compute, device: str = "auto") -> Iterator[PreTrainedModel]:
+    """The model of a source, without gradients of its own. To have one in memory at a time, keep no name of it afterwards.
+
+    Args:
+        source: where its weights lie.
+        compute: type of weights and arithmetic; "stored" keeps that of the files.
+        device: as in `model.device`.
+    """
+    gc.collect()  # an earlier model may be held by cycles
+    tensors = Tensors(source)
+    if compute == "stored":
+        floats = [info.dtype for info in tensors.infos.values() if info.dtype.is_floating_point]
+        dtype = max(floats, key=lambda d: d.itemsize)
+    else:
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[compute]
+    model = load_model(model_config(source), dtype=dtype)
+    if source.checkpoint:
+        _take_weights(model, tensors)
+    model.requires_grad_(False).eval().to(pick_device(device))
+    yield model
+
+
+def _take_weights(model: PreTrainedModel, tensors: Tensors) -> None:
+    """Put the weights of a checkpoint into the model that its run started from."""
+    parameters = dict(model.named_parameters())
+    if parameters.keys() != tensors.infos.keys():
+        unknown = sorted(parameters.keys() ^ tensors.infos.keys())[0]
+        raise ModelError(
+            f"{tensors.source.field} = '{tensors.source.given}': the checkpoint does not fit model.path of its run "
+            f"({unknown} is only in one of them). Put that model back as it was, or name the run's export."
+        )
+    for name, parameter in parameters.items():
+        parameter.data.copy_(tensors.read(name))
+
+
+def make_policy(model: PreTrainedModel) -> Policy:
+    """The model as the trainer computes it; padded where its weights are too coarse for the check of packing."""
+    coarse = next(model.parameters()).dtype not in (torch.float32, torch.float64)
+    return Policy(model, layout="padded" if coarse else "auto")
+
+
+def token_entropies(policy: Policy, pairs: Sequence[TokenSequence], *, micro_batch_tokens: int = 4096) -> list[Tensor]:
+    """H(t) = −Σ_v π log π at T = 1 before each response token of each pair, in nats; fp32 on the CPU, [T] a pair."""
+    return [entropy_T for _, entropy_T in token_scores(policy, pairs, micro_batch_tokens=micro_batch_tokens)]
+
+
+@torch.no_grad()
+def token_scores(
+    policy: Policy, pairs: Sequence[TokenSequence], *, micro_batch_tokens: int = 4096
+) -> list[tuple[Tensor, Tensor]]:
+    """(log-probs, entropies) of the response tokens of each pair, in nats; fp32 on the CPU, [T] each."""
+    rows: dict[int, tuple[Tensor, Tensor]] = {}
+    for plan in plan_micro_batches(pairs, micro_batch_tokens):
+        batch = pack(pairs, plan)
+        lengths = [len(pairs[i].response_ids) for i in batch.indices]
+        logp_T, entropy_T = (values_T.float().cpu().split(lengths) for values_T in policy.token_stats(batch))
+        rows |= dict(zip(batch.indices, zip(logp_T, entropy_T, strict=True), strict=True))
+    return [rows[i] for i in range(len(pairs))]
+
+
+def quantiles(values: Tensor) -> Mapping[str, float]:
+    """Minimum, quartiles, 90 % and 99 % points, maximum and mean of some numbers; empty where there are none."""
+    if not len(values):
+        return {}
+    points = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    ordered = values.double().sort().values
+    at = {name: float(ordered[round(share * (len(ordered) - 1))]) for name, share in points.items()}
+    return {"mean": float(ordered.mean()), **at}

@@ -1,0 +1,125 @@
+"""A plain Hugging Face folder, written tensor by tensor: what is in memory is one tensor, not a model.
+
+The folder has the shards of the model it is modelled on, and its configuration, tokenizer and templates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mifo.errors import ModelError
+from mifo.lab.source import Tensors
+from mifo.train.checkpoint import DTYPES
+from mifo.train.trust import INDEX
+
+COPIED = (".json", ".txt", ".jinja", ".model")  # settings, vocabularies, templates; never code, never other weights
+NOT_COPIED = ("FILES.json", INDEX)
+RECORD = "rejuvenation.json"
+
+
+def check_free(out: Path, field: str) -> None:
+    """Refuse a folder that holds something, or cannot be made.
+
+    Raises:
+        ModelError: names it and the remedy.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ModelError(f"{field} = '{out}' is there already and not empty. Name a folder that does not exist yet.")
+    if not out.parent.is_dir():
+        raise ModelError(f"{field} = '{out}': there is no folder {out.parent}. Make it, or write elsewhere.")
+
+
+@contextlib.contextmanager
+def staged(out: Path, field: str) -> Iterator[Path]:
+    """A folder to write to that becomes `out` if the `with` ends well, and is removed otherwise.
+
+    Raises:
+        ModelError: the system refused to write.
+    """
+    staging = out.with_name(f"writing-{out.name}")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        yield staging
+        if out.is_dir():
+            out.rmdir()  # empty, see `check_free`
+        staging.rename(out)
+    except OSError as error:
+        raise ModelError(
+            f"{field} = '{out}' cannot be written ({error.strerror or error}). Free space there, or write elsewhere."
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_model(folder: Path, like: Tensors, dtypes: Mapping[str, torch.dtype], make: Callable[[str], Tensor]) -> None:
+    """Write a model into an empty folder.
+
+    Args:
+        folder: see `staged`.
+        like: the model whose shards, configuration and tokenizer it takes.
+        dtypes: type of each tensor, by name.
+        make: the tensor of a name, of that type and the shape it has in `like`.
+
+    Raises:
+        OSError: the system refused to write.
+    """
+    files: dict[str, list[str]] = {}
+    for name, info in like.infos.items():
+        files.setdefault(info.file.name, []).append(name)
+    for file, names in files.items():
+        _write_shard(folder / file, {name: (dtypes[name], like.infos[name].shape) for name in names}, make)
+    if len(files) > 1:
+        _write_index(folder, like, dtypes, files)
+    _copy_rest(folder, like, dtypes)
+
+
+def _write_shard(
+    path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], make: Callable[[str], Tensor]
+) -> None:
+    """A safetensors file: widest types first, so that every tensor starts at a multiple of its width."""
+    order = sorted(entries, key=lambda name: (-entries[name][0].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name in order:
+        dtype, shape = entries[name]
+        end = start + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = make(name)
+            assert (tensor.dtype, tuple(tensor.shape)) == entries[name], name
+            if tensor.numel():
+                file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+
+
+def _write_index(
+    folder: Path, like: Tensors, dtypes: Mapping[str, torch.dtype], files: Mapping[str, list[str]]
+) -> None:
+    size = sum(info.elements * dtypes[name].itemsize for name, info in like.infos.items())
+    placed = {name: file for file, names in files.items() for name in names}
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(placed.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _copy_rest(folder: Path, like: Tensors, dtypes: Mapping[str, torch.dtype]) -> None:
+    for file in sorted(like.source.folder.iterdir()):
+        if file.is_file() and file.suffix in COPIED and file.name not in (*NOT_COPIED, RECORD):
+            shutil.copyfile(file, folder / file.name)
+    widened = {dtypes[name] for name, info in like.infos.items() if dtypes[name] != info.dtype}
+    if widened:  # the type that the configuration names would round them when the model is loaded
+        config = like.config | {"dtype": str(max(widened, key=lambda d: d.itemsize)).removeprefix("torch.")}
+        config.pop("torch_dtype", None)
+        (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")

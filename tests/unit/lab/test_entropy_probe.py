@@ -1,0 +1,96 @@
+"""Entropies of models on pairs against plain forward passes, and what is counted of them."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mifo.errors import ConfigError
+from mifo.lab.entropy import entropy
+from mifo.lab.samples import PairSettings, loaded, make_policy, quantiles, read_pairs, token_entropies
+from mifo.lab.source import find_source
+
+
+@pytest.fixture(scope="module")
+def measured(checkpoints, demonstrations):
+    """(report, pairs, entropies of both models by plain forward passes)."""
+    settings = PairSettings(data=demonstrations, count=5)
+    report = entropy(checkpoints, pairs=settings, fraction=0.3)
+    pairs = read_pairs(find_source(checkpoints[0], "x"), settings)
+    plain = [[slow_entropy(AutoModelForCausalLM.from_pretrained(c), p) for p in pairs.sequences] for c in checkpoints]
+    return report, pairs, plain
+
+
+@torch.no_grad()
+def slow_entropy(model, pair):
+    ids = torch.tensor([pair.prompt_ids + pair.response_ids])
+    p = model.eval()(input_ids=ids).logits[0, len(pair.prompt_ids) - 1 : -1].double().softmax(-1)
+    return -(p * p.log()).sum(-1)
+
+
+def test_against_plain_forward_passes(measured, checkpoints):
+    _, pairs, plain = measured
+    for path, expected in zip(checkpoints, plain, strict=True):
+        with loaded(find_source(path, "x"), "stored") as model:
+            rows = token_entropies(make_policy(model), pairs.sequences, micro_batch_tokens=60)
+        for row, slow in zip(rows, expected, strict=True):
+            assert torch.allclose(row.double(), slow, atol=1e-5)
+
+
+def test_the_report(measured):
+    report, pairs, plain = measured
+    flat = [torch.cat(rows) for rows in plain]
+    assert report.tokens == len(flat[0]) == sum(len(p.response_ids) for p in pairs.sequences)
+    for model, values in zip(report.models, flat, strict=True):
+        assert model.entropy["mean"] == pytest.approx(float(values.mean()), abs=1e-5)
+        assert model.entropy["max"] == pytest.approx(float(values.max()), abs=1e-5)
+        assert sum(model.histogram) == report.tokens
+    base, over = report.models
+    assert base.gap == {}
+    assert over.gap["mean"] == pytest.approx(float((flat[1] - flat[0]).mean()), abs=1e-5)
+    assert over.fell == pytest.approx(float((flat[1] < flat[0]).float().mean()), abs=1e-6)
+
+
+def test_the_overlap_of_selections(measured):
+    report, _, plain = measured
+    shared = count = 0
+    for base, over in zip(*plain, strict=True):
+        keep = -(-3 * len(base) // 10)
+        chosen = [set(v.argsort(descending=True, stable=True)[:keep].tolist()) for v in (base, over)]
+        shared, count = shared + len(chosen[0] & chosen[1]), count + keep
+    [pair] = report.overlaps
+    assert pair.share == pytest.approx(shared / count)
+
+
+def test_selected_tokens_are_counted(measured):
+    report, pairs, _ = measured
+    model = report.models[0]
+    kept = sum(-(-3 * len(p.response_ids) // 10) for p in pairs.sequences)
+    assert sum(token.selected for token in model.selected) == kept  # a character vocabulary: all fit the list
+    assert all(0 < token.selected <= token.occurrences for token in model.selected)
+    assert [t.selected for t in model.selected] == sorted((t.selected for t in model.selected), reverse=True)
+
+
+def test_a_model_overlaps_with_itself(checkpoints, demonstrations):
+    report = entropy([checkpoints[0]] * 2, pairs=PairSettings(data=demonstrations, count=3))
+    assert report.overlaps[0].share == 1.0
+    assert report.models[1].gap["max"] == report.models[1].gap["min"] == 0.0
+
+
+def test_a_share_out_of_range(checkpoints, demonstrations):
+    with pytest.raises(ConfigError, match="--token-fraction = 0 must be more than 0"):
+        entropy(checkpoints, pairs=PairSettings(data=demonstrations), fraction=0.0)
+
+
+def test_quantiles_by_hand():
+    values = torch.arange(101.0).flip(0)
+    assert quantiles(values) == {
+        "mean": 50,
+        "min": 0,
+        "p25": 25,
+        "median": 50,
+        "p75": 75,
+        "p90": 90,
+        "p99": 99,
+        "max": 100,
+    }
+    assert quantiles(torch.zeros(0)) == {}

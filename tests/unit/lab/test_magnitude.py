@@ -1,0 +1,159 @@
+"""Change of each tensor against numpy on whole tensors; runs and checkpoints as inputs; memory that does not grow."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from lab_models import family_model, moved, save
+from safetensors.torch import save_file
+
+from mifo.config.decode import encode
+from mifo.config.load import load_config
+from mifo.errors import ModelError, NumericsError
+from mifo.lab import source as source_module
+from mifo.lab.magnitude import magnitude
+from mifo.lab.source import Tensors, find_source, natural, place_of
+from mifo.train.manifest import MANIFEST
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    base = family_model("qwen2")
+    over = moved(base, 5, share=0.3)
+    return base, over, save(base, folder / "base"), save(over, folder / "over", max_shard_size="30KB")
+
+
+def test_against_numpy(pair):
+    base, over, *paths = pair
+    found = magnitude(*paths)
+    parameters = {
+        name: (p.numpy().astype(np.float64), dict(over.named_parameters())[name].numpy())
+        for name, p in base.named_parameters()
+    }
+    assert {t.name for t in found.tensors} == parameters.keys()
+    for tensor in found.tensors:
+        old, new = parameters[tensor.name]
+        change = new.astype(np.float64) - old
+        assert tensor.norm == pytest.approx(np.linalg.norm(change), rel=1e-6)
+        assert tensor.norm_before == pytest.approx(np.linalg.norm(old), rel=1e-6)
+        assert tensor.relative == pytest.approx(np.linalg.norm(change) / np.linalg.norm(old), rel=1e-6)
+        assert tensor.unchanged == pytest.approx((change == 0).mean())
+        assert 0.5 < tensor.unchanged < 0.9 or tensor.elements < 100
+        place = np.unravel_index(np.abs(change).argmax(), change.shape)
+        assert tensor.largest[0].index == tuple(int(i) for i in place)
+        assert tensor.largest[0].change == pytest.approx(change[place], rel=1e-5)
+        assert tensor.largest[0].before == pytest.approx(old[place], rel=1e-6)
+    whole = np.concatenate([(new - old).ravel() for old, new in parameters.values()])
+    assert found.total().norm == pytest.approx(np.linalg.norm(whole), rel=1e-6)
+    assert found.total().elements == whole.size
+    assert found.total().unchanged == pytest.approx((whole == 0).mean())
+
+
+def test_groups_join_weight_and_bias(pair):
+    found = magnitude(*pair[2:])
+    modules = {(g.layer, g.module): g for g in found.modules()}
+    tensors = {t.name: t for t in found.tensors}
+    weight, bias = (tensors[f"model.layers.1.self_attn.q_proj.{part}"] for part in ("weight", "bias"))
+    group = modules[1, "self_attn.q_proj"]
+    assert group.elements == weight.elements + bias.elements
+    assert group.norm == pytest.approx((weight.norm**2 + bias.norm**2) ** 0.5)
+    assert [g.layer for g in found.layers()] == [0, 1]
+    inside = sum(g.norm**2 for g in found.layers())
+    outside = sum(t.norm**2 for t in found.tensors if t.layer is None)
+    assert found.total().norm == pytest.approx((inside + outside) ** 0.5)
+    assert (None, "embed_tokens") in modules
+
+
+def test_blocks_do_not_matter(pair, monkeypatch):
+    whole = magnitude(*pair[2:])
+    monkeypatch.setattr(source_module, "BLOCK_ELEMENTS", 64)
+    pieces = magnitude(*pair[2:])
+    for one, other in zip(whole.tensors, pieces.tensors, strict=True):
+        assert one.norm == pytest.approx(other.norm, rel=1e-12)
+        assert (one.name, one.unchanged, one.largest) == (other.name, other.unchanged, other.largest)
+
+
+def test_a_model_against_itself_did_not_move(pair):
+    found = magnitude(pair[2], pair[2])
+    assert found.total().norm == 0.0
+    assert found.total().unchanged == 1.0
+    assert all(tensor.largest == () for tensor in found.tensors)
+
+
+def test_a_second_copy_of_tied_weights_counts_once(pair, tmp_path):
+    base, _, path, _ = pair
+    save(base, tmp_path / "twice")
+    tensors = {name: p.detach().clone() for name, p in base.named_parameters()}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "twice" / "model.safetensors", metadata={"format": "pt"})
+    found = magnitude(path, str(tmp_path / "twice"))
+    assert found.total().norm == 0.0
+    assert "lm_head.weight" not in {t.name for t in found.tensors}
+
+
+def make_run(folder, model, checkpoint_model):
+    """A run folder as a finished run leaves it, with one checkpoint."""
+    _, config = load_config("tiny", [])
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(encode(config)))
+    (folder / "metrics.jsonl").write_text("")
+    save(model, folder / "export")
+    step = folder / "checkpoints" / "step-000004"
+    step.mkdir(parents=True)
+    save_file({name: p.detach().clone() for name, p in checkpoint_model.named_parameters()}, step / "model.safetensors")
+    (step / MANIFEST).write_text("{}")
+    return folder, step
+
+
+def test_runs_and_checkpoints(pair, tmp_path):
+    base, over, base_path, over_path = pair
+    run, step = make_run(tmp_path / "run", over, base)
+    of_run = magnitude(base_path, str(run))
+    assert of_run.label == "run"
+    assert of_run.total().norm == magnitude(base_path, over_path).total().norm
+    of_step = magnitude(str(step), over_path)
+    assert of_step.total().norm == of_run.total().norm
+    assert magnitude(base_path, str(step)).label == "run/step-000004"
+
+
+def test_a_run_without_an_export(pair, tmp_path):
+    run, _ = make_run(tmp_path / "run", pair[1], pair[0])
+    (run / "export").rename(tmp_path / "away")
+    with pytest.raises(ModelError, match=r"AFTER = .* is a run without an exported model. Finish it with --resume"):
+        magnitude(pair[2], str(run))
+
+
+def test_weights_that_are_not_finite(pair, tmp_path):
+    broken = moved(pair[0], 6)
+    broken.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    with pytest.raises(NumericsError, match=r"model.layers.1.mlp.up_proj.weight holds numbers that are not finite"):
+        magnitude(pair[2], save(broken, tmp_path / "broken"))
+
+
+def test_quantised_weights(pair, tmp_path):
+    save(pair[0], tmp_path / "q")
+    tensors = {name: p.detach().clone() for name, p in pair[0].named_parameters()}
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "q" / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model.norm.weight is stored as F8_E4M3, a quantised type"):
+        magnitude(pair[2], str(tmp_path / "q"))
+
+
+def test_names():
+    assert place_of("model.layers.13.self_attn.q_proj.bias") == (13, "self_attn.q_proj")
+    assert place_of("model.layers.2.input_layernorm.weight") == (2, "input_layernorm")
+    assert place_of("model.embed_tokens.weight") == (None, "embed_tokens")
+    assert place_of("lm_head.weight") == (None, "lm_head")
+    names = ["layers.10.a", "layers.2.a", "embed"]
+    assert sorted(names, key=natural) == ["embed", "layers.2.a", "layers.10.a"]
+
+
+def test_tensors_are_read_in_memory_of_their_own(pair):
+    """Changing what was read must not change what is read next."""
+    tensors = Tensors(find_source(pair[2], "x"))
+    value = tensors.read("model.norm.weight")
+    before = value.clone()
+    value += 1
+    assert torch.equal(tensors.read("model.norm.weight"), before)

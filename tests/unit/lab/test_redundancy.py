@@ -1,0 +1,99 @@
+"""The redundancy ratio on a case by hand, and against plain autograd."""
+
+import math
+
+import pytest
+import torch
+from lab_models import family_model, moved, save
+
+from mifo.errors import ConfigError
+from mifo.lab.redundancy import redundancy
+from mifo.lab.samples import PairSettings, read_pairs
+from mifo.lab.source import find_source
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("redundancy")
+    base = family_model("qwen3")
+    over = moved(base, 3, scale=0.05)
+    return base, over, save(base, folder / "start"), save(over, folder / "end")
+
+
+def test_against_plain_autograd(trained, demonstrations):
+    base, over, *paths = trained
+    settings = PairSettings(data=demonstrations, count=4)
+    found = redundancy(*paths, pairs=settings, tokens=8, reward=0.5)
+    pairs = read_pairs(find_source(paths[0], "x"), settings).sequences
+    vectors = [torch.cat([p.detach().double().view(-1) for p in model.parameters()]) for model in (base, over)]
+    change = vectors[1] - vectors[0]
+    assert found.change_norm == pytest.approx(float(change.norm()), rel=1e-6)
+    assert len(found.tokens) == 8
+    model = type(base)(base.config).double()
+    model.load_state_dict(base.state_dict())
+    for token in found.tokens:
+        pair = pairs[token.pair]
+        ids = torch.tensor([pair.prompt_ids + pair.response_ids[: token.position]])
+        y = pair.response_ids[token.position]
+        z = model(input_ids=ids).logits[0, -1]
+        order = z.argsort(descending=True).tolist()
+        rival = order[0] if order[0] != y else order[1]
+        z_after = over.double()(input_ids=ids).logits[0, -1]
+        over.float()
+        before, after = float(z[y] - z[rival]), float(z_after[y] - z_after[rival])
+        assert token.margin_before == pytest.approx(before, abs=1e-4)
+        assert token.margin_after == pytest.approx(after, abs=1e-4)
+        g = torch.cat([t.view(-1) for t in torch.autograd.grad(z[y] - z[rival], list(model.parameters()))])
+        assert token.gradient_norm == pytest.approx(float(g.norm()), rel=1e-4)
+        p = float(z.softmax(-1)[y])
+        assert token.probability == pytest.approx(p, rel=1e-4)
+        assert token.theorem_ratio == pytest.approx(1 / (0.5 * p), rel=1e-4)
+        if after > before + 1e-3:
+            gained = after - before
+            assert token.ratio == pytest.approx(float(change.norm() * g.norm()) / gained, rel=1e-2)
+            assert token.linear_along_training == pytest.approx(float(g @ change) / gained, rel=1e-2, abs=1e-3)
+        elif after < before - 1e-3:
+            assert token.ratio is token.linear_along_minimum is None
+
+
+def test_the_shortest_move_has_ratio_one(trained, demonstrations, tmp_path):
+    """A model moved along the margin's gradient itself: no redundancy, and linearity holds for a small move."""
+    base, _, start, _ = trained
+    settings = PairSettings(data=demonstrations, count=1)
+    [pair] = read_pairs(find_source(start, "x"), settings).sequences
+    position = 2
+    model = type(base)(base.config).double()
+    model.load_state_dict(base.state_dict())
+    z = model(input_ids=torch.tensor([pair.prompt_ids + pair.response_ids[:position]])).logits[0, -1]
+    y = pair.response_ids[position]
+    others = z.detach().clone()
+    others[y] = -math.inf
+    slopes = torch.autograd.grad(z[y] - z[int(others.argmax())], list(model.parameters()))
+    with torch.no_grad():
+        for parameter, slope in zip(model.parameters(), slopes, strict=True):
+            parameter += 1e-4 * slope
+    end = save(model.float(), tmp_path / "end")
+    found = redundancy(start, end, pairs=settings, tokens=1000)
+    [token] = [t for t in found.tokens if t.position == position]
+    assert token.ratio == pytest.approx(1.0, abs=0.02)
+    assert token.linear_along_training == pytest.approx(1.0, abs=0.02)
+    assert token.linear_along_minimum == pytest.approx(1.0, abs=0.02)
+    others = [t.ratio for t in found.tokens if t.position != position and t.ratio is not None]
+    assert min(others) > 1.02  # Cauchy-Schwarz: for any other token the same move is longer than it need be
+
+
+def test_the_summary_counts_where_the_ratio_is_defined(trained, demonstrations):
+    found = redundancy(*trained[2:], pairs=PairSettings(data=demonstrations, count=4), tokens=10)
+    grew = [t for t in found.tokens if t.margin_after > t.margin_before]
+    summary = found.summary()
+    assert summary["margin_grew"] == len(grew) / 10
+    assert {t.position for t in grew} == {t.position for t in grew if t.ratio is not None}
+    assert found.record()["summary"]["ratio"] == summary["ratio"]
+
+
+def test_mistakes(trained, demonstrations):
+    settings = PairSettings(data=demonstrations)
+    with pytest.raises(ConfigError, match="--tokens = 0"):
+        redundancy(*trained[2:], pairs=settings, tokens=0)
+    with pytest.raises(ConfigError, match="Theorem 1 divides by it"):
+        redundancy(*trained[2:], pairs=settings, reward=0.0)
