@@ -41,7 +41,7 @@ from mifo.lab.labels import (
     robust_label,
     strict_label,
 )
-from mifo.lab.samples import loaded, make_policy, token_scores
+from mifo.lab.samples import load_source, make_policy, token_scores
 from mifo.lab.source import Source, Tensors, common_names, find_source, model_config
 from mifo.rollout.engine import Engine
 from mifo.train.build import build_engine, make_chat
@@ -204,17 +204,15 @@ def _one(
     settings: CouplingSettings,
 ) -> _Measured:
     device = pick_device(settings.device)
-    with loaded(source, "float32", settings.device) as model:
-        engine: Engine = build_engine(model, config, device, pick_dtype("auto", device))
-        policy = make_policy(model)
-        pairs = [_sequence(p, g) for p, g in zip(prompts, golds, strict=True)]
-        losses = [-float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, pairs)]
-        shown = engine.generate(
-            prompts, 1, _sampling(chat, settings, settings.temperature, settings.top_p), settings.seed
-        )
-        drawn = engine.generate(prompts, settings.samples, _sampling(chat, settings, 1.0, 1.0), settings.seed + 1)
-        samples = [_sequence(prompt, r.token_ids) for prompt, group in zip(prompts, drawn, strict=True) for r in group]
-        own = [float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, samples)]
+    model = load_source(source, "float32", settings.device)
+    engine: Engine = build_engine(model, config, device, pick_dtype("auto", device))
+    policy = make_policy(model)
+    pairs = [_sequence(p, g) for p, g in zip(prompts, golds, strict=True)]
+    losses = [-float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, pairs)]
+    shown = engine.generate(prompts, 1, _sampling(chat, settings, settings.temperature, settings.top_p), settings.seed)
+    drawn = engine.generate(prompts, settings.samples, _sampling(chat, settings, 1.0, 1.0), settings.seed + 1)
+    samples = [_sequence(prompt, r.token_ids) for prompt, group in zip(prompts, drawn, strict=True) for r in group]
+    own = [float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, samples)]
     gold = [example.label for example in examples]
     texts = [chat.decode(group[0].token_ids) for group in shown]
     return _Measured(
@@ -241,9 +239,9 @@ def _sequence(prompt: TokenIds, response: TokenIds) -> TokenSequence:
 
 def _scored(first: Source, samples: Sequence[Sequence[TokenSequence]], settings: CouplingSettings) -> list[list[float]]:
     """log p_1 of the samples of every checkpoint."""
-    with loaded(first, "float32", settings.device) as model:
-        policy = make_policy(model)
-        return [[float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, rows)] for rows in samples]
+    model = load_source(first, "float32", settings.device)
+    policy = make_policy(model)
+    return [[float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, rows)] for rows in samples]
 
 
 def _point(measured: _Measured, under_first: Sequence[float], samples: int) -> CouplingPoint:

@@ -20,7 +20,16 @@ from torch import Tensor
 
 from mifo.core.select import top_entropy_tokens
 from mifo.errors import ConfigError, DataError
-from mifo.lab.samples import Compute, Pairs, PairSettings, loaded, make_policy, quantiles, read_pairs, token_entropies
+from mifo.lab.samples import (
+    Compute,
+    Pairs,
+    PairSettings,
+    load_source,
+    make_policy,
+    quantiles,
+    read_pairs,
+    token_entropies,
+)
 from mifo.lab.source import Source, Tensors, common_names, find_source
 
 BINS = 40
@@ -114,8 +123,8 @@ def entropy(
 
 
 def _measure(source: Source, pairs: Pairs, compute: Compute, device: str) -> Tensor:
-    with loaded(source, compute, device) as model:
-        return torch.cat(token_entropies(make_policy(model), pairs.sequences))
+    model = load_source(source, compute, device)
+    return torch.cat(token_entropies(make_policy(model), pairs.sequences))
 
 
 def summarise(

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mifo.errors import ConfigError
-from mifo.lab.samples import Pairs, PairSettings, loaded, quantiles, read_pairs
+from mifo.lab.samples import Pairs, PairSettings, load_source, quantiles, read_pairs
 from mifo.lab.source import Tensors, common_names, find_source
 
 log = logging.getLogger(__name__)
@@ -134,8 +134,8 @@ def redundancy(
     common_names([begin, end])
     read = read_pairs(end.source, pairs or PairSettings())
     points = _sample(read, tokens, seed)
-    with loaded(begin.source, "float32", device) as net:
-        return _measure(net, begin, end, read, points, reward)
+    net = load_source(begin.source, "float32", device)
+    return _measure(net, begin, end, read, points, reward)
 
 
 def _sample(pairs: Pairs, count: int, seed: int) -> list[_Point]:

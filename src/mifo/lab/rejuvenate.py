@@ -28,7 +28,16 @@ from torch import Tensor
 from mifo.core.surgery import fuse, reset_neurons, top_neurons
 from mifo.errors import ConfigError, DataError, ModelError
 from mifo.lab.attribution import WRITERS, Attribution, Module, Target
-from mifo.lab.samples import Compute, Pairs, PairSettings, loaded, make_policy, quantiles, read_pairs, token_entropies
+from mifo.lab.samples import (
+    Compute,
+    Pairs,
+    PairSettings,
+    load_source,
+    make_policy,
+    quantiles,
+    read_pairs,
+    token_entropies,
+)
 from mifo.lab.source import Source, Tensors, common_names, find_source
 from mifo.lab.writing import RECORD, check_free, staged, write_model
 from mifo.types import Sequence as TokenSequence
@@ -202,8 +211,8 @@ def _check(settings: RejuvenationSettings) -> None:
 
 
 def _entropies(source: Source, pairs: Pairs, settings: RejuvenationSettings) -> list[Tensor]:
-    with loaded(source, settings.compute, settings.device) as model:
-        return token_entropies(make_policy(model), pairs.sequences)
+    model = load_source(source, settings.compute, settings.device)
+    return token_entropies(make_policy(model), pairs.sequences)
 
 
 def target_places(before_T: Tensor, after_T: Tensor, count: int, *, signed: bool) -> list[int]:
@@ -233,18 +242,18 @@ def _select(
     """The neurons to reset, and the entropies of the over-trained model."""
     modules: tuple[Module, ...] = ()
     picks_S, errors = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    with loaded(over.source, settings.compute, settings.device) as model:
-        after = token_entropies(make_policy(model), pairs.sequences)
-        places = _chosen_places(before, after, settings)
-        if settings.rho > 0:
-            if not any(places):
-                raise DataError(
-                    f"--data = '{settings.pairs.data}': the entropy fell at no response token from --base to --over, so with "
-                    "--signed there is nothing to reset. Leave --signed out, or name other pairs."
-                )
-            with Attribution(model) as attribution:
-                modules = attribution.modules
-                picks_S, errors = _picks(attribution, pairs.sequences, places, settings)
+    model = load_source(over.source, settings.compute, settings.device)
+    after = token_entropies(make_policy(model), pairs.sequences)
+    places = _chosen_places(before, after, settings)
+    if settings.rho > 0:
+        if not any(places):
+            raise DataError(
+                f"--data = '{settings.pairs.data}': the entropy fell at no response token from --base to --over, so with "
+                "--signed there is nothing to reset. Leave --signed out, or name other pairs."
+            )
+        with Attribution(model) as attribution:
+            modules = attribution.modules
+            picks_S, errors = _picks(attribution, pairs.sequences, places, settings)
     decode = pairs.chat.tokenizer.decode
     chosen = [pair.response_ids[p] for pair, some in zip(pairs.sequences, places, strict=True) for p in some]
     selection = Selection(

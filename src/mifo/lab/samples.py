@@ -7,9 +7,8 @@ is measured at each token of it.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -115,9 +114,8 @@ def _data_config(source: Source, settings: PairSettings) -> Config:
     return Config(model=model_config(source), data=data)
 
 
-@contextlib.contextmanager
-def loaded(source: Source, compute: Compute, device: str = "auto") -> Iterator[PreTrainedModel]:
-    """The model of a source, without gradients of its own. To have one in memory at a time, keep no name of it afterwards.
+def load_source(source: Source, compute: Compute, device: str = "auto") -> PreTrainedModel:
+    """The model of a source, without gradients of its own. Its memory is free once nobody holds it.
 
     Args:
         source: where its weights lie.
@@ -134,8 +132,8 @@ def loaded(source: Source, compute: Compute, device: str = "auto") -> Iterator[P
     model = load_model(model_config(source), dtype=dtype)
     if source.checkpoint:
         _take_weights(model, tensors)
-    model.requires_grad_(False).eval().to(pick_device(device))
-    yield model
+    model.requires_grad_(False).eval()
+    return model.to(pick_device(device))
 
 
 def _take_weights(model: PreTrainedModel, tensors: Tensors) -> None:

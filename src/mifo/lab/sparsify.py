@@ -27,7 +27,7 @@ from mifo.core.surgery import keep_mask, prune
 from mifo.data.tasks import INSTRUCTION
 from mifo.errors import ConfigError
 from mifo.eval.score import evaluate, evaluation_sampling
-from mifo.lab.samples import EMBEDDED_DATA, loaded
+from mifo.lab.samples import EMBEDDED_DATA, load_source
 from mifo.lab.source import Source, Tensors, common_names, find_source, model_config
 from mifo.train.build import build_engine, make_chat, make_grader, verifier
 from mifo.train.corpus import read_evaluation
@@ -129,12 +129,12 @@ def sparsify(start: str, models: Sequence[str], settings: SparsifySettings | Non
 
 def _curve(begin: Tensors, end: Tensors, measure: Measure, settings: SparsifySettings) -> list[PrunedScore]:
     scores = []
-    with loaded(end.source, "float32", settings.device) as model:
-        for rate, mask in _grid(settings):
-            _put(model, begin, end, rate, mask, settings.seed)
-            score = measure(model)
-            scores.append(_pruned_score(end.source.label, rate, mask, score))
-            log.info("%s p = %g mask %d: %.3f", end.source.label, rate, mask, score.accuracy.value)
+    model = load_source(end.source, "float32", settings.device)
+    for rate, mask in _grid(settings):
+        _put(model, begin, end, rate, mask, settings.seed)
+        score = measure(model)
+        scores.append(_pruned_score(end.source.label, rate, mask, score))
+        log.info("%s p = %g mask %d: %.3f", end.source.label, rate, mask, score.accuracy.value)
     return scores
 
 

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from mifo.errors import ConfigError
 from mifo.lab.entropy import entropy
-from mifo.lab.samples import PairSettings, loaded, make_policy, quantiles, read_pairs, token_entropies
+from mifo.lab.samples import PairSettings, load_source, make_policy, quantiles, read_pairs, token_entropies
 from mifo.lab.source import find_source
 
 
@@ -30,8 +30,8 @@ def slow_entropy(model, pair):
 def test_against_plain_forward_passes(measured, checkpoints):
     _, pairs, plain = measured
     for path, expected in zip(checkpoints, plain, strict=True):
-        with loaded(find_source(path, "x"), "stored") as model:
-            rows = token_entropies(make_policy(model), pairs.sequences, micro_batch_tokens=60)
+        model = load_source(find_source(path, "x"), "stored")
+        rows = token_entropies(make_policy(model), pairs.sequences, micro_batch_tokens=60)
         for row, slow in zip(rows, expected, strict=True):
             assert torch.allclose(row.double(), slow, atol=1e-5)
 
