@@ -110,10 +110,11 @@ class Bound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coupling:
-    """All checkpoints and bounds."""
+    """All checkpoints and bounds; `c1` is C_1(β) from the first checkpoint's samples."""
 
     settings: CouplingSettings
     examples: int
+    c1: float
     points: tuple[CouplingPoint, ...]
     bounds: tuple[Bound, ...]
 
@@ -169,8 +170,9 @@ def coupling(models: Sequence[str], settings: CouplingSettings) -> Coupling:
     found = [_one(source, config, chat, examples, prompts, golds, settings) for source in sources]
     under_first = _scored(sources[0], [m.samples for m in found], settings)
     points = tuple(_point(m, rows, settings.samples) for m, rows in zip(found, under_first, strict=True))
-    bounds = _sft_rl_bounds(found[0], points, settings) if settings.order == "sft-rl" else _rl_sft_bounds(points)
-    return Coupling(settings=settings, examples=len(examples), points=points, bounds=bounds)
+    constant = c1(found[0].rewards, settings.beta)
+    bounds = _sft_rl_bounds(constant, points) if settings.order == "sft-rl" else _rl_sft_bounds(points)
+    return Coupling(settings=settings, examples=len(examples), c1=constant, points=points, bounds=bounds)
 
 
 def _check(models: Sequence[str], settings: CouplingSettings) -> None:
@@ -272,8 +274,8 @@ def c1(rewards: Sequence[Sequence[float]], beta: float) -> float:
     return float((log_z - R_MAX / beta).mean())
 
 
-def _sft_rl_bounds(first: _Measured, points: Sequence[CouplingPoint], settings: CouplingSettings) -> tuple[Bound, ...]:
-    constant, start = c1(first.rewards, settings.beta), points[0].sft_loss
+def _sft_rl_bounds(constant: float, points: Sequence[CouplingPoint]) -> tuple[Bound, ...]:
+    start = points[0].sft_loss
     caveats = ["eq. 12 (RL at its optimum) is not checked"]
     if start.low > 0:
         caveats.append(f"eq. 10 fails: the first phase has loss {start.value:.3g}, where matching the data means 0")

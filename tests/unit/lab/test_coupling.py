@@ -69,9 +69,7 @@ def test_kl_is_zero_to_itself_and_near_the_exact_one(phases):
         exact.append(float((second.exp() * (second - first)).sum()))
     expected, point = sum(exact) / len(exact), found.points[1]
     assert expected > 0.01
-    spread = 5 * (point.kl.high - point.kl.low) + 0.02 * expected
-    assert point.kl.value == pytest.approx(expected, abs=spread)
-    assert spread < 2 * expected or point.kl.value > 0
+    assert point.kl.value == pytest.approx(expected, rel=0.3)  # 1200 samples
 
 
 def test_the_same_seed_gives_the_same_figures(phases):
@@ -90,7 +88,9 @@ def test_the_statements_of_theorem_3_1(phases):
     paths, data = phases
     found = coupling(paths, settings_of(data))
     equation, order = found.bounds
-    assert equation.predicted == pytest.approx(found.points[0].sft_loss.value + c1([[-1.0]], 0.001), rel=1)
+    assert found.c1 == c1([[-1.0]], 0.001)  # an untrained model never gives the bare label: Z is exp(−1/β) everywhere
+    assert equation.predicted == pytest.approx(found.points[0].sft_loss.value + found.c1)
+    assert equation.verdict == "fails"
     assert "eq. 10 fails" in equation.caveat  # an untrained model does not match the data
     assert order.predicted == found.points[0].sft_loss.value
 
