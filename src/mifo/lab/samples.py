@@ -7,7 +7,6 @@ is measured at each token of it.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -122,7 +121,6 @@ def load_source(source: Source, compute: Compute, device: str = "auto") -> PreTr
         compute: type of weights and arithmetic; "stored" keeps that of the files.
         device: as in `model.device`.
     """
-    gc.collect()  # an earlier model may be held by cycles
     tensors = Tensors(source)
     if compute == "stored":
         floats = [info.dtype for info in tensors.infos.values() if info.dtype.is_floating_point]

@@ -215,7 +215,7 @@ def _contents(file: Path, source: Source) -> dict[str, Info]:
     infos: dict[str, Info] = {}
     try:
         with safe_open(file, framework="pt") as opened:
-            for name in opened:
+            for name in sorted(opened.keys()):
                 view = opened.get_slice(name)
                 dtype = view.get_dtype()
                 if dtype not in _OF_NAME:

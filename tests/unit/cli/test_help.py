@@ -1,5 +1,6 @@
 """Help, lists and mistakes in settings are answered quickly and without torch."""
 
+import re
 import subprocess
 import sys
 import time
@@ -113,7 +114,7 @@ def test_help_and_no_command(capsys, monkeypatch):
     text = shown(capsys, monkeypatch)
     assert text.startswith("usage: mifo ")
     for verb in ("train", "eval", "probe", "rejuvenate", "recipes", "methods"):
-        assert f"    {verb} " in text
+        assert re.search(rf"^    {verb}\s", text, re.MULTILINE)
 
 
 def test_recipes(capsys, monkeypatch):

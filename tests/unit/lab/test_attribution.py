@@ -8,6 +8,7 @@ from lab_models import FAMILIES, family_model
 
 from mifo.errors import ModelError
 from mifo.lab.attribution import KINDS, PREFIX, WRITERS, Attribution, Target, projections
+from mifo.train.norm import fuse_norms
 
 IDS = tuple(3 + (7 * i) % 40 for i in range(14))
 TARGETS = (Target(5, 9), Target(11, 20), Target(13, 4))
@@ -29,9 +30,16 @@ def logit(model, target, ids=IDS):
     return float(model(input_ids=torch.tensor([ids])).logits[0, target.position, target.token])
 
 
+def double_model(family):
+    """In doubles throughout: the stock norms of transformers compute in fp32 whatever comes in."""
+    model = family_model(family).double()
+    assert fuse_norms(model) >= 5
+    return model
+
+
 @pytest.fixture(params=FAMILIES)
 def model(request):
-    return family_model(request.param).double()
+    return double_model(request.param)
 
 
 def test_the_parts_sum_to_the_logit(model):
@@ -132,7 +140,7 @@ def test_readers_against_finite_differences(model, kind, layer):
 
 
 def test_keys_and_values_at_the_position_alone_would_differ():
-    model = family_model("llama").double()
+    model = double_model("llama")
     modules, found = exact_scores(model)
     [name] = [m.name for m in modules if (m.kind, m.layer) == ("v_proj", 0)]
     target, own = TARGETS[1], pieces(modules, found[1].scores_S)[name]
@@ -145,7 +153,7 @@ def test_keys_and_values_at_the_position_alone_would_differ():
 
 def test_each_target_is_scored_as_if_it_were_alone():
     """A later target must not leak into the scores of an earlier one, which share a forward pass."""
-    model = family_model("qwen3").double()
+    model = double_model("qwen3")
     _, together = exact_scores(model)
     for target, scores in zip(TARGETS, together, strict=True):
         _, [alone] = exact_scores(model, (target,))

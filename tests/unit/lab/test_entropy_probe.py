@@ -1,10 +1,14 @@
 """Entropies of models on pairs against plain forward passes, and what is counted of them."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from mifo.errors import ConfigError
+from mifo.lab.attribution import Attribution, Target
 from mifo.lab.entropy import entropy
 from mifo.lab.samples import PairSettings, load_source, make_policy, quantiles, read_pairs, token_entropies
 from mifo.lab.source import find_source
@@ -94,3 +98,23 @@ def test_quantiles_by_hand():
         "max": 100,
     }
     assert quantiles(torch.zeros(0)) == {}
+
+
+def test_a_measured_model_leaves_memory_with_its_last_name(checkpoints, demonstrations):
+    """One model at a time: nothing but the small norms, which are patched, waits for the garbage collector."""
+    source = find_source(checkpoints[0], "x")
+    pairs = read_pairs(source, PairSettings(data=demonstrations, count=2)).sequences
+
+    def measure():
+        model = load_source(source, "stored")
+        token_entropies(make_policy(model), pairs)
+        with Attribution(model) as attribution:
+            attribution.scores(pairs[0].prompt_ids, [Target(2, 3)])
+        return {name: weakref.ref(p) for name, p in model.named_parameters()}
+
+    gc.disable()
+    try:
+        left = [name for name, reference in measure().items() if reference() is not None]
+    finally:
+        gc.enable()
+    assert all("norm" in name for name in left)

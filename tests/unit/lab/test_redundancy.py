@@ -40,12 +40,12 @@ def test_against_plain_autograd(trained, demonstrations):
         rival = order[0] if order[0] != y else order[1]
         z_after = over.double()(input_ids=ids).logits[0, -1]
         over.float()
-        before, after = float(z[y] - z[rival]), float(z_after[y] - z_after[rival])
+        before, after = (float((logits[y] - logits[rival]).detach()) for logits in (z, z_after))
         assert token.margin_before == pytest.approx(before, abs=1e-4)
         assert token.margin_after == pytest.approx(after, abs=1e-4)
         g = torch.cat([t.view(-1) for t in torch.autograd.grad(z[y] - z[rival], list(model.parameters()))])
         assert token.gradient_norm == pytest.approx(float(g.norm()), rel=1e-4)
-        p = float(z.softmax(-1)[y])
+        p = float(z.detach().softmax(-1)[y])
         assert token.probability == pytest.approx(p, rel=1e-4)
         assert token.theorem_ratio == pytest.approx(1 / (0.5 * p), rel=1e-4)
         if after > before + 1e-3:

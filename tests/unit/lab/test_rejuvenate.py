@@ -258,7 +258,7 @@ def test_pairs_that_cannot_be_used(checkpoints, tmp_path):
     with pytest.raises(DataError, match="without a demonstration"):
         rejuvenate(*checkpoints, str(tmp_path / "out"), settings_of(str(data)))
     data.write_text('{"problem": "1+1?", "answer": "2", "demonstration": "1+1=2"}\n')
-    short = RejuvenationSettings(pairs=PairSettings(data=str(data), max_tokens=20))
+    short = RejuvenationSettings(pairs=PairSettings(data=str(data), max_tokens=4))
     with pytest.raises(DataError):
         rejuvenate(*checkpoints, str(tmp_path / "out"), short)
     assert not (tmp_path / "out").exists()
