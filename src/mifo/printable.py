@@ -6,6 +6,7 @@ rewrite a terminal, and marks that reorder what is read (CVE-2021-42574). Nothin
 
 from __future__ import annotations
 
+import json
 import logging
 import unicodedata
 
@@ -24,10 +25,27 @@ def printable(text: str) -> str:
     return "".join(map(_shown, text))
 
 
+def printable_json(line: str) -> str:
+    r"""A JSON text on one line with the same characters written as JSON's escapes, such as `\u0085`; it reads back as before.
+
+    They can stand in its strings alone. Two halves of a surrogate pair side by side read back as the character they make, as
+    in every JSON reader.
+    """
+    if line.isprintable():
+        return line
+    return "".join(_in_json(character) if _hides(character) else character for character in line)
+
+
+def _hides(character: str) -> bool:
+    return character not in _KEPT and unicodedata.category(character) in _HIDDEN
+
+
 def _shown(character: str) -> str:
-    if character in _KEPT or unicodedata.category(character) not in _HIDDEN:
-        return character
-    return character.encode("unicode_escape").decode("ascii")
+    return character.encode("unicode_escape").decode("ascii") if _hides(character) else character
+
+
+def _in_json(character: str) -> str:
+    return json.dumps(character)[1:-1]  # beyond 16 bits: the two halves of its pair
 
 
 class PrintableFormatter(logging.Formatter):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest_e2e import cut_back, journal, replaced, run_small, small_config, without_times
 
-from mifo.errors import CheckpointError
-from mifo.train.checkpoint import list_checkpoints
+from mifo.errors import CheckpointError, RewardError
+from mifo.train.checkpoint import Snapshot, list_checkpoints
+from mifo.types import Verdict
 
 STRIDE = int(os.environ.get("MIFO_STOP_STRIDE", "7"))  # 1 stops at every place
 
@@ -76,6 +77,34 @@ def test_a_resumed_run_may_go_on_longer(finished, tmp_path):
     cut_back(folder, tmp_path / "cut", 4)
     resumed = run_small(small_config(train={"steps": 8}), tmp_path / "cut", resume=True)
     assert_same(longer, resumed)
+
+
+def test_a_failing_grader_stops_a_resumed_run_at_the_same_step(tmp_path):
+    """5 of 16 answers of every step are errors: a quarter of the last 64 is exceeded in the fourth step, resumed or not."""
+
+    def failing(run):
+        grade = run.parts.grader.grade
+        run.parts.grader.grade = lambda items: [Verdict.ERROR] * 5 + grade(items)[5:]
+
+    def sampled(folder):
+        return [record["step"] for record in journal(folder, "metrics") if "verdicts" in record]
+
+    config = small_config(reward={"failure_window": 64}, data={"evaluation": "none"})
+    with pytest.raises(RewardError, match="31% of the last 64") as whole:
+        run_small(config, tmp_path / "whole", before=failing)
+    assert sampled(tmp_path / "whole") == [1, 2, 3]
+    cut_back(tmp_path / "whole", tmp_path / "cut", 2)
+    with pytest.raises(RewardError) as resumed:
+        run_small(config, tmp_path / "cut", resume=True, before=failing)
+    assert sampled(tmp_path / "cut") == [1, 2, 3]
+    assert str(resumed.value) == str(whole.value)
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(finished):
+    snapshot = finished[1].snapshot()
+    state = {name: value for name, value in snapshot.state.items() if name != "failures"}
+    with pytest.raises(CheckpointError, match="says nothing of failures: another version of mifo wrote it"):
+        finished[1].restore(Snapshot(snapshot.tensors, state))
 
 
 def test_forgotten_state_would_be_noticed(finished, tmp_path):

@@ -174,6 +174,8 @@ def test_lines_stay_lines(attacked):
     for path in attacked.folder.glob("*.jsonl"):
         raw = path.read_bytes()
         assert not set(raw) & (set(range(32)) - {10})  # no control byte but the line feed
+        text = raw.decode("utf-8")
+        assert printable(text) == text  # nor C1 controls, bidirectional marks, tags: all are escapes of JSON
         for line in raw.split(b"\n")[:-1]:
             assert isinstance(json.loads(line), dict)
     for path in attacked.folder.glob("*.json"):

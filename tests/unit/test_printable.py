@@ -1,10 +1,13 @@
 """What of a text reaches the terminal as it is, and what as its escape."""
 
+import json
 import logging
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mifo.printable import PrintableFormatter, printable
+from mifo.printable import PrintableFormatter, printable, printable_json
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,39 @@ def test_by_hand(text, shown):
     assert printable(text) == shown
     assert printable(shown) == shown
     shown.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("ünïcode, 中文, 𝟓 and 🎉", "ünïcode, 中文, 𝟓 and 🎉"),
+        ("a\n\tb\x1b", "a\\n\\tb\\u001b"),
+        ("\x7f\x80\x85\x9b31m", "\\u007f\\u0080\\u0085\\u009b31m"),
+        ("\u202eevil\u202c\u2066\u2028", "\\u202eevil\\u202c\\u2066\\u2028"),
+        ("\ufeff\u200b\xad", "\\ufeff\\u200b\\u00ad"),
+        ("\U000e0041", "\\udb40\\udc41"),
+        ("\ud800 \udfff", "\\ud800 \\udfff"),
+        ("\U0001f468\u200d\U0001f469", "\U0001f468\u200d\U0001f469"),
+        ("\\u202e", "\\\\u202e"),
+    ],
+)
+def test_json_by_hand(text, written):
+    line = printable_json(json.dumps(text, ensure_ascii=False))
+    assert line == f'"{written}"'
+    assert json.loads(line) == text
+    line.encode("utf-8")
+
+
+anything = st.text(st.characters(codec=None, categories=None), max_size=20)
+
+
+@given(st.recursive(anything, lambda inner: st.lists(inner) | st.dictionaries(anything, inner), max_leaves=6))
+def test_json_reads_back_and_hides_nothing(value):
+    plain = json.dumps(value, ensure_ascii=False)
+    line = printable_json(plain)
+    assert json.loads(line) == json.loads(json.dumps(value))  # where halves of a pair meet, every JSON reader joins them
+    assert printable(line) == line
+    line.encode("utf-8")
 
 
 def test_log_lines_and_their_tracebacks():

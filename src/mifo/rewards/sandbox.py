@@ -43,6 +43,11 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
+_CLOSED = {  # values that keep ordinary users from making user namespaces
+    "user.max_user_namespaces": "0",
+    "kernel.unprivileged_userns_clone": "0",
+    "kernel.apparmor_restrict_unprivileged_userns": "1",
+}
 _REPLY_BYTES = 1 << 16
 _KILL_SECONDS = 1.0
 _PROBE_SECONDS = 30.0
@@ -89,10 +94,9 @@ class Sandbox:
             return
         if not self._unsafe:
             raise RewardError(
-                f"grader = 'code': programs written by a model run only in a sandbox, and {reason}. Install bubblewrap (for "
-                "example: apt-get install bubblewrap) and allow user namespaces, leave out problems with the grader 'code', or "
-                "accept that such programs can read, change and delete your files: --unsafe-code-execution "
-                "(reward.unsafe_code_execution = true)."
+                f"grader = 'code': programs written by a model run only in a sandbox, and {reason} Otherwise leave out problems "
+                "with the grader 'code', or accept that such programs can read, change and delete your files: "
+                "--unsafe-code-execution (reward.unsafe_code_execution = true)."
             )
         self._prefix = []
 
@@ -102,21 +106,22 @@ class Sandbox:
         return bool(self._prefix)
 
     def _probe(self) -> str | None:
-        """Why bubblewrap cannot be used; None, with the command set, when a program was judged rightly under it."""
+        """Why bubblewrap cannot be used and what helps; None, with the command set, when a program was judged rightly."""
         bubblewrap = shutil.which("bwrap")
         if bubblewrap is None:
-            return "bubblewrap (the command bwrap) is not installed"
+            return "bubblewrap (the command bwrap) is not installed. Install it (for example: apt-get install bubblewrap)."
         try:
             filter_program(threads=True, writing=True)
         except ConfineError as error:
-            return str(error)
+            return f"{error}."
         self._prefix = bubblewrap_command(bubblewrap)
         words: list[str] = []
         found = self._judge({**_PROBE}, _PROBE_SECONDS, words)
         if found.verdict is Verdict.CORRECT:
             return None
         self._prefix = None
-        return f"bubblewrap cannot start here ({' '.join(words).strip()[:300] or found.why})"
+        said = " ".join(words).strip().splitlines() or [found.why]
+        return f"bubblewrap cannot start here ({said[-1][:300]}). {_what_helps()}"
 
     def judge(self, job: Mapping[str, Any]) -> Judgement:
         """The verdict on a job as `inside.checker` takes it. Raises what `require` raises."""
@@ -202,6 +207,23 @@ class Sandbox:
             return filter_program(threads=role == "program", writing=True)
         except ConfineError:
             return b""
+
+
+def _what_helps() -> str:
+    """How bubblewrap can be let start, for this user on this machine."""
+    if os.geteuid() == 0:
+        return (
+            "As root it needs CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID and must be able to mount and to change to another user, "
+            "which containers take away unless they are started with it; or run as an ordinary user."
+        )
+    closed = [f"{name} = {value}" for name, value in _CLOSED.items() if _kernel_setting(name) == value]
+    why = f": here {' and '.join(closed)} (sysctl)" if closed else " by the kernel and, in a container, by its seccomp profile"
+    return f"An ordinary user must be allowed to make user namespaces{why}. Allow that, or run as root."
+
+
+def _kernel_setting(name: str) -> str | None:
+    path = Path("/proc/sys", *name.split("."))
+    return path.read_text("ascii").strip() if path.is_file() else None
 
 
 def _reads_input(job: Mapping[str, Any]) -> bool:

@@ -1,14 +1,16 @@
 """A run whose grader fails too often is stopped: its rewards would teach the grader's failures.
 
 Counted over the newest answers and divided by the length of the window, not by what was seen so far: one undecided answer
-in a small step stops nothing, while a grader that fails on everything is noticed before the window is full.
+in a small step stops nothing, while a grader that fails on everything is noticed before the window is full. The window is state
+of the run: one that is killed and resumed stops at the same step.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mifo.errors import RewardError
 from mifo.rewards.grade import Answer
@@ -56,6 +58,7 @@ class FailureWatch:
             f"{_short(answer.text, end=True)}"
             for answer, verdict in self._examples
         )
+        examples = examples or "none since the run was resumed"
         return (
             f"reward.max_failure_share = {self._max_share:g}: grading failed on {share:.0%} of the last {self._window} answers "
             f"(reward.failure_window; {counts[Verdict.ERROR]} errors, {counts[Verdict.TIMEOUT]} time-outs). Such rewards say "
@@ -63,6 +66,15 @@ class FailureWatch:
             "reward.seconds_per_answer (time-outs) or reward.worker_memory_mib (errors), or raise reward.max_failure_share "
             "if this many are to be expected."
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window as plain data, oldest first. The examples of the message are texts of the model and stay outside."""
+        return {"newest": [verdict.value for verdict in self._newest]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave; of a window that was longer, the newest."""
+        self._newest.clear()
+        self._newest.extend(Verdict(value) for value in state["newest"])
 
 
 def _short(text: str, *, end: bool = False) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mifo.errors import CheckpointError
+from mifo.printable import printable_json
 from mifo.train.storage import Storage, write_all, write_file
 
 STREAMS = ("metrics", "samples", "events")
@@ -33,10 +34,13 @@ class Journal:
     def write(self, stream: str, record: Mapping[str, Any]) -> None:
         """Append one record; floats that are not finite are written as null, which every JSON reader accepts.
 
+        Characters that a terminal would obey, and those that show nothing, are written as escapes (`mifo.printable`).
+
         Raises:
             CheckpointError: the system refused; the file ends with the line before.
         """
-        line = (json.dumps(_finite(record), ensure_ascii=False) + "\n").encode("utf-8", "replace")
+        text = printable_json(json.dumps(_finite(record), ensure_ascii=False))
+        line = f"{text}\n".encode()
         path = self.paths[stream]
         try:
             file = self._open(stream)

@@ -69,6 +69,7 @@ def plain_state(run: Run) -> dict[str, Any]:
         "data": run.parts.corpus.fingerprint,
         "reference": run.parts.reference_hash,
         "guard": run.guard.state_dict(),
+        "failures": run.failures.state_dict(),
         "micro_batch_tokens": run.learner.micro_batch_tokens,
         "sampler_watch": watch.state_dict() if (watch := run.learner.sampler_watch) is not None else None,
     }
@@ -111,9 +112,14 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
         Bytes of the logs that are no longer there (see `Journal.load_state_dict`).
 
     Raises:
-        CheckpointError: the data, or the reference model, are not those the run was started on.
+        CheckpointError: the data, or the reference model, are not those the run was started on, or the snapshot lacks a part.
     """
     state, data = snapshot.state, run.config.data
+    if missing := sorted(plain_state(run).keys() - state.keys()):
+        raise CheckpointError(
+            f"the checkpoint in {run.parts.folder} says nothing of {', '.join(missing)}: another version of mifo wrote it. Resume "
+            "with that version (its MANIFEST.json names it), or start another run."
+        )
     if state["data"] != run.parts.corpus.fingerprint:
         raise CheckpointError(
             f"data.train = '{data.train}' or data.evaluation = '{data.evaluation}' holds other problems than when "
@@ -141,6 +147,7 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
     run.method.load_state_dict(state["method"])
     run.ledger.load_state_dict(state["ledger"])
     run.guard.load_state_dict(state["guard"], _cloned(snapshot.tensors.get("rollback", {})))
+    run.failures.load_state_dict(state["failures"])
     run.learner.micro_batch_tokens = state["micro_batch_tokens"]
     if run.learner.sampler_watch is not None:
         run.learner.sampler_watch.load_state_dict(state["sampler_watch"])

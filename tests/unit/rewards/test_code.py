@@ -464,7 +464,7 @@ def test_without_bubblewrap_programs_are_refused(monkeypatch, tmp_path):
     canary = tmp_path / "canary"
     program = fenced(f"open({str(canary)!r}, 'w')\ndef f(x):\n    return 2 * x")
     with Grader() as grader:
-        with pytest.raises(RewardError, match=r"bubblewrap.*not installed.*--unsafe-code-execution"):
+        with pytest.raises(RewardError, match=r"bubblewrap.*not installed\. Install it.*--unsafe-code-execution"):
             grader.require({"math", "code"})
         with pytest.raises(RewardError, match="--unsafe-code-execution"):
             grader.grade([Answer(grader="code", gold="assert f(2) == 4", text=program)])

@@ -1,5 +1,7 @@
 """Errors and time-outs stop a run above a share of a window; missing and non-finite rewards always do."""
 
+import json
+
 import pytest
 
 from mifo.errors import RewardError
@@ -45,6 +47,27 @@ def test_a_share_of_one_never_stops():
     see(watch, [ERROR] * 100)
     with pytest.raises(RewardError):
         see(FailureWatch(max_share=0.99, window=4), [ERROR] * 100)
+
+
+def test_the_window_survives_a_resume():
+    before, after = (FailureWatch(max_share=0.5, window=4) for _ in range(2))
+    see(before, [ERROR, GOOD, WRONG, TIMEOUT, GOOD])
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert after.state_dict() == before.state_dict()
+    for watch in (before, after):
+        see(watch, [ERROR])  # WRONG, TIMEOUT, GOOD, ERROR: the share itself
+        with pytest.raises(RewardError, match="75%"):
+            see(watch, [ERROR])  # TIMEOUT, GOOD, ERROR, ERROR
+    see(FailureWatch(max_share=0.5, window=4), [ERROR, ERROR])  # an empty window would let it pass
+
+
+def test_a_shorter_window_keeps_the_newest_and_a_stop_says_that_it_has_no_example():
+    watch = FailureWatch(max_share=0.5, window=8)
+    see(watch, [ERROR, ERROR, GOOD, TIMEOUT, TIMEOUT, GOOD])
+    shorter = FailureWatch(max_share=0.25, window=4)
+    shorter.load_state_dict(watch.state_dict())
+    with pytest.raises(RewardError, match="50% of the last 4.*The latest: none since the run was resumed"):
+        see(shorter, [GOOD])
 
 
 def test_the_message_names_fields_values_counts_and_examples():
