@@ -244,7 +244,12 @@ def eval_command(known: argparse.Namespace) -> int:
     console.print(f"{clock(time.perf_counter() - start)} for {len(problems)} problems", highlight=False)
     if known.json is not None:
         record = {"model": known.model, "data": config.data.evaluation, **score_record(score)}
-        Path(known.json).expanduser().write_text(json.dumps(record, indent=2), encoding="utf-8")
+        try:
+            Path(known.json).expanduser().write_text(json.dumps(record, indent=2), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"--json {known.json}: cannot be written ({error.strerror or error}). The figures stand above; write elsewhere."
+            ) from error
     return 0
 
 

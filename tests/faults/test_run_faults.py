@@ -6,11 +6,13 @@ MIFO_FAULT_STRIDE = 1 tries every operation of the run (the default takes some).
 import contextlib
 import json
 import os
+import resource
 import time
 
 import pytest
 from fault_storage import FaultyStorage, KilledError
 from kill_harness import contents
+from safetensors.torch import load_file
 
 from mifo.config.decode import decode
 from mifo.config.schema import Config
@@ -21,6 +23,7 @@ from mifo.train.journal import Journal
 from mifo.train.lock import FolderLock
 from mifo.train.loop import train
 from mifo.train.storage import Storage
+from mifo.train.summary import write_results
 
 STRIDE = int(os.environ.get("MIFO_FAULT_STRIDE", "101"))
 TABLES = {
@@ -38,8 +41,8 @@ TABLES = {
 }
 
 
-def run_in(folder, *, storage=None, resume=False, before=None, background=False):
-    tables = TABLES | {"run": TABLES["run"] | {"background_checkpoints": background}}
+def run_in(folder, *, storage=None, resume=False, before=None, background=False, export=False):
+    tables = TABLES | {"run": TABLES["run"] | {"background_checkpoints": background, "export": export}}
     config = decode(Config, tables)
     with make_grader(config) as grader:
         run = build_run(
@@ -88,6 +91,27 @@ def test_operations_of_a_run_fail(whole, tmp_path, fault):
 def test_a_full_disk_in_the_background_ends_the_run_with_a_clear_error(tmp_path):
     with pytest.raises(CheckpointError, match=r"turn \d could not be written: No space left on device"):
         run_in(tmp_path / "run", storage=FaultyStorage("full disk", 60), background=True)
+
+
+def test_results_that_find_no_room_are_an_error_and_are_written_on_resume(tmp_path):
+    """A file may have 50 kB: the system refuses the rest of the exported weights, as a full disk does."""
+    folder = tmp_path / "run"
+    run = run_in(folder, export=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="the results could not be written.*write them with --resume"):
+            write_results(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (folder / "export").exists()
+    assert not (folder / "summary.json").exists()
+    write_results(run_in(folder, resume=True, export=True))
+    weights = load_file(folder / "export" / "model.safetensors")
+    trained = dict(run.learner.policy.model.named_parameters())
+    assert all(bool((weights[name] == trained[name]).all()) for name in weights)
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 3
+    assert not (folder / "writing-export").exists()
 
 
 def test_a_read_only_folder_is_named(tmp_path):

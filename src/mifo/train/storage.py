@@ -84,6 +84,17 @@ def write_file(storage: Storage, path: Path, chunks: Iterable[Bytes]) -> None:
         storage.close(file)
 
 
+def sync_files(folder: Path) -> None:
+    """Wait until all files below a folder, which somebody else wrote, are on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+
+
 def replace_file(storage: Storage, path: Path, data: bytes) -> None:
     """Put `data` in the place of a file in one step: whoever reads sees the old content or the new, also after a crash."""
     staging = path.with_name(f".{path.name}.writing")

@@ -6,9 +6,11 @@ import json
 import shutil
 from typing import Any
 
+from safetensors import SafetensorError
+
 from mifo.errors import CheckpointError
 from mifo.train.run import Run
-from mifo.train.storage import replace_file
+from mifo.train.storage import replace_file, sync_files
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -80,13 +82,18 @@ def write_results(run: Run) -> dict[str, Any]:
 def export_model(run: Run) -> None:
     """A plain Hugging Face folder: weights in fp32, tokenizer with its chat template, nothing of this project in it.
 
-    It gets its name when it is whole.
+    It gets its name when it is whole, and on the disk. Raises OSError.
     """
     folder = run.parts.folder / "export"
     staging = folder.with_name("writing-export")
     shutil.rmtree(staging, ignore_errors=True)
-    run.learner.policy.model.save_pretrained(staging)
+    try:
+        run.learner.policy.model.save_pretrained(staging)
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OSError(str(error)) from error
     run.parts.chat.tokenizer.save_pretrained(staging)
+    sync_files(staging)
     if folder.is_dir():
         shutil.rmtree(folder)
     staging.rename(folder)
+    run.parts.storage.sync_folder(folder.parent)

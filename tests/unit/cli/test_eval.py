@@ -99,3 +99,10 @@ def test_a_prompt_that_fills_the_context_is_not_helped_by_fewer_tokens(run_folde
     assert "the prompt of problem 'long-one' has" in message
     assert "Leave such problems out" in message
     assert "Lower --max-tokens" not in message
+
+
+def test_figures_that_cannot_be_written_are_an_error_that_names_the_file(run_folder, tmp_path, capsys):
+    assert main(["eval", str(run_folder), "--limit", "2", "--json", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert f"--json {tmp_path}: cannot be written (Is a directory)" in shown.err
+    assert "accuracy" in shown.out
