@@ -88,7 +88,10 @@ def measured(run: Run, repeats: int, leave_gib: float) -> dict[str, Any]:
     saved(run, next(count), background=True)  # the first copy makes the heap as large as it will be
     for name, leave in (("plenty", None), ("little", int(leave_gib * GIB) + size)):
         held = ballast(leave) if leave is not None else torch.empty(0)
-        entry: dict[str, Any] = {"available_gib": round(available_bytes() / GIB, 2), "ballast_gib": round(len(held) / GIB, 2)}
+        entry: dict[str, Any] = {
+            "available_gib": round(available_bytes() / GIB, 2),
+            "ballast_gib": round(len(held) / GIB, 2),
+        }
         for kind, row in rounds(run, repeats, lambda: next(count)).items():
             entry[kind] = {part: [round(seconds[part], 2) for seconds in row] for part in ("held", "done")}
         result[name] = entry
@@ -100,14 +103,25 @@ def main() -> None:
     """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--leave", type=float, default=1.5, help="GiB beside the copy that the second round leaves (default: 1.5)")
-    parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: the system's folder for such files)")
+    parser.add_argument(
+        "--leave", type=float, default=1.5, help="GiB beside the copy that the second round leaves (default: 1.5)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where checkpoints are written (default: the system's folder for such files)"
+    )
     parser.add_argument("--out", type=Path, help="write the JSON object here instead")
     arguments = parser.parse_args()
 
     device = set_up()
     Path("/proc/self/oom_score_adj").write_text("1000")
-    flags = ["--data.train-problems", "70", "--run.keep-checkpoints", "1", "--train.threads", str(torch.get_num_threads())]
+    flags = [
+        "--data.train-problems",
+        "70",
+        "--run.keep-checkpoints",
+        "1",
+        "--train.threads",
+        str(torch.get_num_threads()),
+    ]
     _, config = load_config("smollm2-arithmetic", flags)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, evaluation="none"))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, make_grader(config) as grader:

@@ -35,6 +35,9 @@ GROWTH = 1.02  # of the median resident memory
 FEWEST_ROUNDS = 8
 WARM_UP = 2  # rounds before --trace begins
 SHOWN = 25
+HEAP_FIELDS = (
+    "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,7 @@ class Sight:
 class Heap(ctypes.Structure):
     """glibc's `struct mallinfo2`."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    ]
+    _fields_ = [(name, ctypes.c_size_t) for name in HEAP_FIELDS]
 
 
 def heap_in_use() -> float:

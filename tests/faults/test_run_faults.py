@@ -100,7 +100,7 @@ def test_results_that_find_no_room_are_an_error_and_are_written_on_resume(tmp_pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(CheckpointError, match="the results could not be written.*write them with --resume"):
+        with pytest.raises(CheckpointError, match=r"the results could not be written.*write them with --resume"):
             write_results(run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -109,7 +109,9 @@ class Sandbox:
         """Why bubblewrap cannot be used and what helps; None, with the command set, when a program was judged rightly."""
         bubblewrap = shutil.which("bwrap")
         if bubblewrap is None:
-            return "bubblewrap (the command bwrap) is not installed. Install it (for example: apt-get install bubblewrap)."
+            return (
+                "bubblewrap (the command bwrap) is not installed. Install it (for example: apt-get install bubblewrap)."
+            )
         try:
             filter_program(threads=True, writing=True)
         except ConfineError as error:
@@ -217,7 +219,11 @@ def _what_helps() -> str:
             "which containers take away unless they are started with it; or run as an ordinary user."
         )
     closed = [f"{name} = {value}" for name, value in _CLOSED.items() if _kernel_setting(name) == value]
-    why = f": here {' and '.join(closed)} (sysctl)" if closed else " by the kernel and, in a container, by its seccomp profile"
+    why = (
+        f": here {' and '.join(closed)} (sysctl)"
+        if closed
+        else " by the kernel and, in a container, by its seccomp profile"
+    )
     return f"An ordinary user must be allowed to make user namespaces{why}. Allow that, or run as root."
 
 

@@ -117,8 +117,8 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
     state, data = snapshot.state, run.config.data
     if missing := sorted(plain_state(run).keys() - state.keys()):
         raise CheckpointError(
-            f"the checkpoint in {run.parts.folder} says nothing of {', '.join(missing)}: another version of mifo wrote it. Resume "
-            "with that version (its MANIFEST.json names it), or start another run."
+            f"the checkpoint in {run.parts.folder} says nothing of {', '.join(missing)}: another version of mifo wrote it. "
+            "Resume with that version (its MANIFEST.json names it), or start another run."
         )
     if state["data"] != run.parts.corpus.fingerprint:
         raise CheckpointError(

@@ -19,15 +19,16 @@ NOBODY = 65534
 PARTS = ("__init__.py", "errors.py", "types.py", "printable.py", "rewards", "data")
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="only root can become another user; others run test_code.py itself"
+    sys.platform != "linux" or os.geteuid() != 0,
+    reason="only root can become another user; others run test_code.py itself",
 )
 
-LOSE_ROOT = """
+LOSE_ROOT = f"""
 import os
 os.setgroups([])
-os.setresgid({user}, {user}, {user})
-os.setresuid({user}, {user}, {user})
-""".format(user=NOBODY)
+os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
+os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
+"""
 
 JUDGE = """
 import json, sys
@@ -98,7 +99,7 @@ def test_an_ordinary_user_gets_the_same_sandbox(python, environment):
         "os.fork()": "PermissionError",
         "os.setuid(0)": "PermissionError",
         "__import__('socket').socket()": "PermissionError",
-        "'<%s>' % sorted(os.environ)": "<['HOME', 'LANG', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'PATH', 'PWD', 'PYTHONHASHSEED']>",
+        "'<%s>' % (set(os.environ) & {'HF_TOKEN', 'PYTHONPATH', 'PATH'})": "<{'PATH'}>",
         "[line for line in open('/proc/self/status') if line.startswith('CapEff')]": "0000000000000000",
     }
     jobs = [("def f(x):\n    return 2 * x", "assert f(2) == 4"), ("def f(x):\n    return 3 * x", "assert f(2) == 4")]

@@ -66,7 +66,7 @@ def test_a_shorter_window_keeps_the_newest_and_a_stop_says_that_it_has_no_exampl
     see(watch, [ERROR, ERROR, GOOD, TIMEOUT, TIMEOUT, GOOD])
     shorter = FailureWatch(max_share=0.25, window=4)
     shorter.load_state_dict(watch.state_dict())
-    with pytest.raises(RewardError, match="50% of the last 4.*The latest: none since the run was resumed"):
+    with pytest.raises(RewardError, match=r"50% of the last 4.*The latest: none since the run was resumed"):
         see(shorter, [GOOD])
 
 
