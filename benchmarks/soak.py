@@ -2,6 +2,7 @@
 
     python benchmarks/soak.py                 an hour
     python benchmarks/soak.py --minutes 5     a look
+    python benchmarks/soak.py --steps 2       rounds of two steps: many starts and ends, what grows by the run shows sooner
     python benchmarks/soak.py --trace         also name the lines of Python that hold more at the end (three times as slow)
 
 A round is a whole `mifo train tiny`: data, graders, training with checkpoints, evaluation, export. The first quarter of the
@@ -87,13 +88,12 @@ def look(started: float) -> Sight:
     )
 
 
-def one_round(folder: Path) -> None:
+def one_round(folder: Path, steps: int | None) -> None:
     """A whole run, whose folder is removed."""
-    shown = io.StringIO()
+    shown, words = io.StringIO(), ["train", "tiny", "--run.folder", str(folder), "--run.name", "soak"]
+    length = ["--run.checkpoint-steps", "20"] if steps is None else ["--train.steps", str(steps)]
     with contextlib.redirect_stdout(shown):
-        status = mifo(
-            ["train", "tiny", "--run.folder", str(folder), "--run.name", "soak", "--run.checkpoint-steps", "20"]
-        )
+        status = mifo([*words, *length])
     if status != 0:
         sys.exit(f"a run ended with status {status}:\n{shown.getvalue()}")
     shutil.rmtree(folder / "soak")
@@ -127,13 +127,14 @@ def main() -> int:
     """Run rounds for the given time; 1 if anything piles up."""
     parser = argparse.ArgumentParser(description="train tiny over and over and watch what piles up")
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: 60)")
+    parser.add_argument("--steps", type=int, help="train.steps of a round (default: the recipe's)")
     parser.add_argument("--trace", action="store_true", help="name the lines of Python that hold more at the end")
     parser.add_argument("--json", type=Path, help="write every sight here")
     known = parser.parse_args()
     started, sights, before = time.monotonic(), [], None
     with tempfile.TemporaryDirectory(prefix="mifo-soak-") as folder:
         while len(sights) < FEWEST_ROUNDS or time.monotonic() - started < 60 * known.minutes:
-            one_round(Path(folder))
+            one_round(Path(folder), known.steps)
             sights.append(look(started))
             print(
                 "round {}: {minutes:.1f} min, {resident_mib:.1f} MiB, heap {heap_mib:.2f} MiB, {objects} objects, {open_files} "

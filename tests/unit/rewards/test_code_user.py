@@ -35,7 +35,7 @@ import json, sys
 from mifo.errors import RewardError
 from mifo.rewards.code import Task
 from mifo.rewards.sandbox import Sandbox
-sandbox = Sandbox(seconds_per_answer=3.0, memory_mib=512, unsafe=False)
+sandbox = Sandbox(seconds_per_answer=2.0, memory_mib=512, unsafe=False)
 try:
     sandbox.require()
 except RewardError as error:
@@ -97,7 +97,7 @@ def test_an_ordinary_user_gets_the_same_sandbox(python, environment):
         "open('/proc/1/environ').read()": "Error",
         "open('/usr/x', 'w')": "Error",
         "os.fork()": "PermissionError",
-        "os.setuid(0)": "PermissionError",
+        "os.setuid(0)": "Error",
         "__import__('socket').socket()": "PermissionError",
         "'<%s>' % (set(os.environ) & {'HF_TOKEN', 'PYTHONPATH', 'PATH'})": "<{'PATH'}>",
         "[line for line in open('/proc/self/status') if line.startswith('CapEff')]": "0000000000000000",
