@@ -9,6 +9,7 @@ the demonstration) produced it. Nothing downstream guesses a mask from pad or en
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
@@ -20,6 +21,9 @@ TokenIds = tuple[int, ...]
 Weight: TypeAlias = "float | tuple[float, ...]"  # of a sequence in a stream; a tuple weighs each response token
 StopReason = Literal["stop", "length"]  # a stop id was sampled | the response reached its maximum length
 GraderName = Literal["math", "exact", "choice", "code"]
+SpanName = Literal[
+    "response", "prefix", "continuation"
+]  # all of a response | a demonstration's first tokens | the rest
 NormalizerName = Literal["token", "sequence", "constant"]  # TOK, SEQ, CONST of METHODS 0
 
 
@@ -68,12 +72,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One sampled response: `logprobs[t]` is log π(token_ids[t] | prompt, token_ids[:t]) under the sampling policy."""
+    """One response: the first `prefix_tokens` are those of a demonstration, the others were sampled.
+
+    `logprobs[t]` is log π(token_ids[p + t] | prompt, token_ids[:p + t]) under the sampling policy, p the length of the prefix.
+    """
 
     token_ids: TokenIds
     logprobs: tuple[float, ...]
     stop: StopReason
     weight_version: int
+    prefix_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +122,8 @@ class Sequence:
     `weights[name]` is the static weight of this sequence in the term of that name (an advantage, 1.0 for imitation), or one
     weight for each response token. A term that is absent does not see the sequence at all; a weight of 0.0 takes part in the
     term's denominator and adds nothing to its numerator. `sampler_logprobs` are those of the rollout engine, None for
-    demonstrations.
+    demonstrations. The first `prefix_tokens` of the response are a demonstration's, and `sampler_logprobs` those of the tokens
+    after them. `hint_tokens` are the last tokens of the prompt that are a demonstration's: read, never learned.
     """
 
     problem_id: str
@@ -124,6 +133,8 @@ class Sequence:
     sampler_logprobs: tuple[float, ...] | None = None
     weight_version: int | None = None
     rollout: int | None = None  # which rollout of its problem, as messages name it; None for demonstrations
+    prefix_tokens: int = 0
+    hint_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,11 +185,21 @@ class TopEntropy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TopPrefixEntropy:
+    """Of the prefix tokens of a whole update, give weight 0 to all but the ⌈fraction·count⌉ of highest entropy (METHODS 6.4).
+
+    What follows a prefix keeps its weight, and every token still counts in the denominator.
+    """
+
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """One stream of an update: which per-token loss, how it is summed, and what its denominator is.
 
-    `denominator` counts "all" response tokens of the term's sequences, or only those "kept" by `select`. `vocabulary` is what the
-    loss needs of the whole distribution; the terms of an update share at most one.
+    The stream sees the `span` of each response, and its denominator counts that span: "all" tokens of it, or only those "kept"
+    by `select`. `vocabulary` is what the loss needs of the whole distribution; the terms of an update share at most one.
     """
 
     name: str
@@ -186,7 +207,8 @@ class Term:
     coefficient: float = 1.0
     normalizer: NormalizerName = "token"
     constant_tokens: int | None = None
-    select: TopEntropy | None = None
+    span: SpanName = "response"
+    select: TopEntropy | TopPrefixEntropy | None = None
     denominator: Literal["all", "kept"] = "all"
     uses_entropy_gradient: bool = False
     uses_old_policy: bool = False
@@ -224,12 +246,31 @@ class Resample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """Another group of a problem of this step: all its rollouts begin with the first `prefix_tokens` of its demonstration."""
+
+    problem_id: str
+    prefix_tokens: int
+
+
+Prefixes = Callable[[str, int], tuple[int, ...]]
+"""How many tokens of its demonstration each rollout of a problem begins with, from the problem's id and the demonstration's
+tokens; a function of nothing else that changes, so that a resumed run asks for the same."""
+
+Retries = Callable[[SequenceOf[Group]], tuple[Retry, ...]]
+"""What to sample again, from all groups of the step so far, in their order; () ends the step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     """What the next step does.
 
     An "rl" or "mixed" step samples `prompts` × `rollouts`, again and again with `resample`; an "sft" step samples nothing.
-    `demonstrations` more problems are drawn without rollouts. `optimizer` names the optimizer whose moments it uses; `fresh`
-    starts a phase without any, and its schedule anew. `freeze` holds for the whole phase.
+    `prefixes` says which rollouts continue a demonstration, `retries` what is sampled again. `demonstrations` more problems are
+    drawn without rollouts. `optimizer` names the optimizer whose moments it uses; `fresh` starts a phase without any, and its
+    schedule anew. `freeze` holds for the whole phase. `reference` names what KL terms compare with: the model as it was loaded
+    (None), or the policy as it was when a phase of that name first came. An SFT phase that is not `metered` is not measured
+    around.
     """
 
     name: Literal["rl", "sft", "mixed"]
@@ -240,6 +281,10 @@ class Phase:
     fresh: bool = False
     freeze: Freeze | None = None
     resample: Resample | None = None
+    prefixes: Prefixes | None = None
+    retries: Retries | None = None
+    reference: str | None = None
+    metered: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

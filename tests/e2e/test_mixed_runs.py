@@ -1,12 +1,19 @@
 """Each mixed and sequential method on the random model: it trains what it says, and resumes in the same bits at three points."""
 
+import json
+from dataclasses import replace
+
 import pytest
+import torch
 from conftest_e2e import cut_back, journal, replaced, run_small
 from test_resume import Calls, assert_same
 
 from mifo.config.check import check_config
 from mifo.config.decode import decode
 from mifo.config.schema import Config
+from mifo.errors import DataError
+from mifo.train.build import make_grader, prepare
+from mifo.train.checkpoint import load_checkpoint
 from mifo.train.model import tiny_model
 from mifo.train.policy import Policy
 from mifo.types import Sequence
@@ -25,6 +32,10 @@ METHODS = {
     "hpt": {"rl": RL},
     "superrl": {"rl": RL, "gate": "advantage"},
     "chord": {"rl": RL, "demonstrations_per_step": 2, "mu_warmup_steps": 1, "mu_decay_steps": 4},
+    "uft": {"rl": RL, "hint_coefficient": 1.0, "hint_steps": 3},  # the last step has no hints
+    "prefix_rft": {"rl": RL, "prefix_decay_steps": 4},
+    "bread": {"rl": RL, "success_high": 1.0},  # a random model's groups are all right or all wrong
+    "sasr": {"rl": RL | {"kl_coefficient": 0.1}, "warmup_steps": 1, "sft_batch_size": 4},
 }
 
 
@@ -81,9 +92,9 @@ def test_it_learns_from_what_it_collects(runs, name):
         "rl_sft": ["rl", "rl", "sft", "sft"],
         "multi_stage": ["sft", "rl", "sft", "rl"],
     }.get(name)
-    if name == "relift":
+    if name in ("relift", "sasr"):
         assert {"rl", "sft"} == set(phases)
-        assert any(record["buffer"] > 0 for record in records)
+        assert name == "sasr" or any(record["buffer"] > 0 for record in records)
     else:
         assert phases == (expected or ["mixed"] * STEPS)
     assert run.steps == STEPS
@@ -98,6 +109,9 @@ def test_it_learns_from_what_it_collects(runs, name):
         "luffy": {"pg", "ent", "off"},
         "rl_with_sft": {"pg", "ent", "ce", "sft_ent"},
         "srft": {"sft", "off", "pos", "neg"},
+        "prefix_rft": {"pg", "ent"},
+        "bread": {"pg", "ent"},
+        "sasr": {"pg", "ent", "kl", "ce"},
     }.get(name, {"pg", "ent", "ce"})
 
 
@@ -125,9 +139,12 @@ def test_chord_shows_other_questions_than_it_samples(runs):
     assert next(record["mu"] for record in journal(folder, "metrics")) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "bread"])
 def test_demonstrations_become_likelier(runs, name):
-    """What all of these have in common; a random model's rollouts are all wrong, so only demonstrations can do it."""
+    """What all of these have in common; a random model's rollouts are all wrong, so only demonstrations can do it.
+
+    BREAD imitates nothing.
+    """
     _, run = runs(name)
     sequences = [
         Sequence(problem_id=p, prompt_ids=e.prompt_ids, response_ids=e.demonstration_ids, weights={})
@@ -138,11 +155,88 @@ def test_demonstrations_become_likelier(runs, name):
     assert sum(map(sum, after)) > sum(map(sum, before)) + 0.1 * len(sequences)
 
 
-@pytest.mark.parametrize("name", ["luffy", "chord"])
+@pytest.mark.parametrize("name", ["luffy", "chord", "uft", "prefix_rft", "bread", "sasr"])
 @pytest.mark.parametrize("place", [5, 9, 14])
 def test_stopped_inside_a_turn(runs, tmp_path, name, place):
-    """Groups without rollouts, and demonstrations' old log-probs, survive a stop between two updates."""
+    """Groups without rollouts, prefixes, and demonstrations' old log-probs, survive a stop between two updates."""
     config = replaced(config_of(name), "run", checkpoint_steps=None)
     stopped = run_small(config, tmp_path / "run", before=Calls(place))
     assert stopped.stopped
     assert_same(runs(name)[1], run_small(config, tmp_path / "run", resume=True))
+
+
+def test_prefixes_are_recorded_and_graded_with_their_continuations(runs):
+    """Prefix-RFT starts with nearly whole demonstrations, so its hybrids are right from the first step on."""
+    folder, _ = runs("prefix_rft")
+    records = journal(folder, "metrics")
+    assert all(record["begun"] == 0.25 for record in records)  # one of four
+    assert records[0]["prefix_length"] > records[-1]["prefix_length"] > 0
+    assert records[0]["accuracy"] == 0.25
+    hybrids = [s for s in journal(folder, "samples") if s["prefix_tokens"]]
+    assert hybrids
+    assert all(s["tokens"] <= 12 for s in hybrids)
+
+
+def test_bread_samples_again_what_fails_and_learns_from_what_it_finds(runs):
+    folder, run = runs("bread")
+    records = journal(folder, "metrics")
+    assert all(record["prompts"] > 4 for record in records)  # the search took more groups
+    assert all(update["sequences"] == 8 for record in records for update in record["updates"])  # and each replaced one
+    assert run.ledger.problems_sampled == 4 * STEPS
+
+
+def test_sasr_compares_with_the_end_of_its_warm_up(runs, tmp_path):
+    """The reference is the model after the first step, in checkpoints from then on and after a resume."""
+    folder, run = runs("sasr")
+    after = load_checkpoint(folder / "checkpoints" / "step-000001").tensors
+    assert "reference" not in after
+    for name, kept in run.learner.reference.model.named_parameters():
+        assert torch.equal(kept, after["model"][name]), name
+        assert torch.equal(kept, load_checkpoint(folder / "checkpoints" / "step-000004").tensors["reference"][name])
+    kl = [u["losses"]["kl"] for r in journal(folder, "metrics") if r["phase"] == "rl" for u in r["updates"]]
+    assert max(kl) > 1e-6
+    assert run.meters == []  # and nothing is measured around its single SFT steps
+
+
+def test_sasr_s_next_step_follows_the_norm_that_was_measured(runs):
+    folder, _ = runs("sasr")
+    records = journal(folder, "metrics")
+    norms = [r["updates"][-1]["grad_norm"] for r in records if r["phase"] == "sft"]
+    assert records[-1]["warm_norm"] == records[0]["updates"][-1]["grad_norm"] == norms[0]
+    assert records[-1]["last_norm"] == norms[-1]
+    assert records[-1]["sft_probability"] == norms[-1] / (norms[-1] + norms[0])
+
+
+def test_forgotten_prefixes_would_be_noticed(runs, tmp_path):
+    """The comparison can fail: a resumed turn whose hybrids count as plain rollouts ends in other bits."""
+    config = replaced(config_of("prefix_rft"), "run", checkpoint_steps=None)
+    run_small(config, tmp_path / "run", before=Calls(9))
+
+    def plain(rollout):
+        return replace(rollout, prefix_tokens=0, logprobs=(-1.0,) * len(rollout.token_ids))
+
+    def forget(run):
+        groups = run.turn.groups
+        run.turn.groups = tuple(replace(g, rollouts=tuple(map(plain, g.rollouts))) for g in groups)
+
+    resumed = run_small(config, tmp_path / "run", resume=True, before=forget)
+    with pytest.raises(AssertionError):
+        assert_same(runs("prefix_rft")[1], resumed)
+
+
+@pytest.mark.parametrize("name", ["uft", "prefix_rft", "bread"])
+def test_sampler_and_trainer_agree_behind_a_prefix(runs, name):
+    """The engine reads prompt and prefix as one prompt; the trainer feeds them as it likes."""
+    folder, _ = runs(name)
+    gaps = [u["sampler_gap"] for r in journal(folder, "metrics") for u in r["updates"]]
+    assert max(gaps) < 1e-5
+    assert not [e for e in journal(folder, "events") if e["event"] == "alarm"]
+
+
+@pytest.mark.parametrize("name", ["uft", "prefix_rft", "bread", "sasr"])
+def test_data_without_demonstrations_are_refused_before_a_model_is_loaded(tmp_path, name):
+    path = tmp_path / "plain.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"copy {i}", "answer": str(i)}) + "\n" for i in range(9)))
+    config = replaced(config_of(name), "data", train=str(path), families=())
+    with make_grader(config) as grader, pytest.raises(DataError, match="9 dropped without a demonstration"):
+        prepare(config, grader)

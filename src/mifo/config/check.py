@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from mifo.config.check_mixed import check_mixed, imitation_batch
+from mifo.config.check_prefix import check_prefix
 from mifo.config.decode import check_bounds
 from mifo.config.schema import (
+    BreadMethod,
     Config,
     GrpoMethod,
     ImitationConfig,
@@ -14,6 +16,7 @@ from mifo.config.schema import (
     MifoMethod,
     OptimizerConfig,
     PolicyGradientConfig,
+    PrefixRftMethod,
     RunConfig,
     SftMethod,
     SrftMethod,
@@ -40,12 +43,13 @@ def check_config(config: Config) -> None:
         _check_policy_gradient(method.rl, config)
     if isinstance(method, SftMethod):
         _check_imitation(method.sft, method.batch_size)
-    elif not isinstance(method, MifoMethod | GrpoMethod | LuffyMethod | SrftMethod):
+    elif not isinstance(method, MifoMethod | GrpoMethod | LuffyMethod | SrftMethod | PrefixRftMethod | BreadMethod):
         _check_imitation(method.sft, imitation_batch(method))
     if isinstance(method, MifoMethod):
         _check_imitation(method.sft, method.sft_batch_size or method.buffer_size)
         _check_mifo(method, config)
     check_mixed(config)
+    check_prefix(config)
 
 
 def _check_reward(config: Config) -> None:

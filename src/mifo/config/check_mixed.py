@@ -11,9 +11,11 @@ from mifo.config.schema import (
     ReliftMethod,
     RlSftMethod,
     RlWithSftMethod,
+    SasrMethod,
     SftRlMethod,
     SrftMethod,
     SuperRlMethod,
+    UftMethod,
 )
 from mifo.errors import ConfigError
 
@@ -55,12 +57,14 @@ def imitation_batch(
     | RlWithSftMethod
     | HptMethod
     | SuperRlMethod
-    | ChordMethod,
+    | ChordMethod
+    | UftMethod
+    | SasrMethod,
 ) -> int:
     """Most demonstrations that the method learns at once."""
     if isinstance(method, ReliftMethod):
         return method.buffer_size
-    if isinstance(method, SftRlMethod | RlSftMethod | MultiStageMethod):
+    if isinstance(method, SftRlMethod | RlSftMethod | MultiStageMethod | SasrMethod):
         return method.sft_batch_size
     return method.demonstrations_per_step if isinstance(method, ChordMethod) else method.rl.prompts_per_step
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mifo.config.bounds import Count, CountOrZero, NonNegative, Positive, PositiveShare, Share, ShareBelowOne
+from mifo.config.method_tables import BreadMethod, PrefixRftMethod, SasrMethod, UftMethod
 from mifo.config.tables import (
     DataConfig,
     EvaluationConfig,
@@ -26,6 +27,7 @@ from mifo.config.tables import (
 )
 
 __all__ = [
+    "BreadMethod",
     "ChordMethod",
     "Config",
     "DataConfig",
@@ -41,17 +43,20 @@ __all__ = [
     "MultiStageMethod",
     "OptimizerConfig",
     "PolicyGradientConfig",
+    "PrefixRftMethod",
     "ReliftMethod",
     "RewardConfig",
     "RlSftMethod",
     "RlWithSftMethod",
     "RolloutConfig",
     "RunConfig",
+    "SasrMethod",
     "SftMethod",
     "SftRlMethod",
     "SrftMethod",
     "SuperRlMethod",
     "TrainConfig",
+    "UftMethod",
 ]
 
 
@@ -312,6 +317,10 @@ MethodConfig = (
     | HptMethod
     | SuperRlMethod
     | ChordMethod
+    | UftMethod
+    | PrefixRftMethod
+    | BreadMethod
+    | SasrMethod
 )
 
 

@@ -12,6 +12,7 @@ STD_FLOOR = 1e-6  # added to the group's standard deviation, as verl does
 VARIANCE_FLOOR = 1e-8  # added to the variance of a whole step, as verl does
 
 Estimator = Literal["group", "rloo", "reinforce", "reinforce_baseline"]
+HybridForm = Literal["shared", "dr_grpo_prefix", "dr_grpo_prefix_v2"]
 
 
 def step_advantages(
@@ -89,3 +90,25 @@ def group_advantages(rewards_G: Sequence[float], *, divide_by_std: bool) -> list
         return centred
     std = (sum(c * c for c in centred) / (count - 1)) ** 0.5
     return [c / (std + STD_FLOOR) for c in centred]
+
+
+def hybrid_advantages(
+    rewards_G: Sequence[float], form: HybridForm, *, divide_by_std: bool
+) -> list[tuple[float, float]]:
+    """(advantage of the prefix, advantage of the rest) of each rollout of a group whose last one continues a prefix.
+
+    shared               A = R − mean of all G, for the whole response (Prefix-RFT Eq. 3)
+    dr_grpo_prefix       plain: R − μ; hybrid: R − μ on its prefix and R on the rest; μ the mean of the G − 1 plain rewards
+    dr_grpo_prefix_v2    the same, with 0 on the rest
+
+    Args:
+        rewards_G: those of the plain rollouts, then that of the hybrid.
+        form: which of the three.
+        divide_by_std: with "shared" only.
+    """
+    if form == "shared":
+        return [(a, a) for a in group_advantages(rewards_G, divide_by_std=divide_by_std)]
+    *plain, hybrid = rewards_G
+    of_plain = [(a, a) for a in group_advantages(plain, divide_by_std=False)]
+    rest = float(hybrid) if form == "dr_grpo_prefix" else 0.0
+    return [*of_plain, (hybrid - sum(plain) / len(plain), rest)]

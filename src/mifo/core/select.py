@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from mifo.core.topk import ONE_SHARD, Shards, select_top_k
 from mifo.errors import ConfigError, NumericsError
 
 
@@ -57,6 +58,21 @@ def top_entropy_tokens(entropy_T: Tensor, sequence_T: Tensor, fraction: float) -
     kept_T = torch.zeros_like(values_T, dtype=torch.bool)
     kept_T[order] = rank_T < torch.repeat_interleave(keep_counts, lengths)
     return kept_T
+
+
+def top_entropy_of_all(entropy_T: Tensor, fraction: float, shards: Shards = ONE_SHARD) -> Tensor:
+    """Mask of the ⌈ρ·n⌉ highest-entropy tokens among all n that the ranks hold together, ties by rank and position.
+
+    Args:
+        entropy_T: this rank's entropies in nats, finite, fp32 [T]; rounding below 0 counts as 0.
+        fraction: ρ in (0, 1].
+        shards: this rank's place.
+
+    Returns:
+        bool [T].
+    """
+    total = int(shards.all_sum(torch.tensor([len(entropy_T)]))[0])
+    return select_top_k([entropy_T.detach().clamp(min=0.0)], kept_count(total, fraction), shards)[0]
 
 
 def top_entropy_weights(logits_BTV: Tensor, response_BT: Tensor, fraction: float) -> Tensor:

@@ -7,31 +7,39 @@ from typing import Any
 
 from mifo.config.schema import Config
 from mifo.methods.base import Method
+from mifo.methods.bread import Bread
 from mifo.methods.chord import Chord
 from mifo.methods.gated import Hpt, SuperRl
 from mifo.methods.grpo import Grpo
 from mifo.methods.luffy import Luffy
 from mifo.methods.mifo import Mifo
+from mifo.methods.prefix_rft import PrefixRft
 from mifo.methods.relift import Relift
 from mifo.methods.rl_with_sft import RlWithSft
+from mifo.methods.sasr import Sasr
 from mifo.methods.sft import Sft
 from mifo.methods.srft import Srft
 from mifo.methods.stages import Stages
+from mifo.methods.uft import Uft
 
 METHODS: dict[str, Callable[[Any, Config], Method]] = {
+    "bread": Bread,
     "chord": Chord,
     "grpo": Grpo,
     "hpt": Hpt,
     "luffy": Luffy,
     "mifo": Mifo,
     "multi_stage": Stages,
+    "prefix_rft": PrefixRft,
     "relift": Relift,
     "rl_sft": Stages,
     "rl_with_sft": RlWithSft,
+    "sasr": Sasr,
     "sft": Sft,
     "sft_rl": Stages,
     "srft": Srft,
     "superrl": SuperRl,
+    "uft": Uft,
 }
 
 

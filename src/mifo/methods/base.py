@@ -34,6 +34,10 @@ class Method(Protocol):
         """The optimizer steps to take from what the step collected, in order."""
         ...
 
+    def learned(self, phase: Phase, norms: Sequence[float]) -> None:
+        """What the engine measured in `updates`: the gradient norm of each step taken, before clipping, in order."""
+        ...
+
     def progress(self) -> Mapping[str, float]:
         """Figures of the method's own state for metrics (buffer fill)."""
         ...
@@ -47,11 +51,18 @@ class Method(Protocol):
         ...
 
 
-class Stateless:
-    """What methods share that are the same at every step: nothing frozen, nothing to report, nothing to save."""
+class Base:
+    """What most methods share: no reference, nothing frozen, and nothing that follows what was measured."""
 
     needs_reference = False
     freeze: Freeze | None = None
+
+    def learned(self, phase: Phase, norms: Sequence[float]) -> None:
+        """Not looked at."""
+
+
+class Stateless(Base):
+    """What methods share that are the same at every step: nothing to report, nothing to save."""
 
     def progress(self) -> Mapping[str, float]:
         """No state to report."""

@@ -15,16 +15,16 @@ from typing import Any
 
 from mifo.config.schema import ChordMethod, Config
 from mifo.core.mixing import warmup_cosine
+from mifo.methods.base import Base
 from mifo.methods.mixture import demonstrations_of, imitation_of, joined, own_update, parts, refers, scaled
-from mifo.types import Freeze, Group, Phase, Update
+from mifo.types import Group, Phase, Update
 
 
-class Chord:
+class Chord(Base):
     """On-policy RL and off-policy SFT with a coefficient that follows the steps."""
 
     needs_demonstrations = True
     least_demonstrations = 1
-    freeze: Freeze | None = None
     optimizers = ("rl",)
 
     def __init__(self, method: ChordMethod, config: Config) -> None:

@@ -7,13 +7,13 @@ has an RL phase takes any of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from mifo.config.schema import Config, GrpoMethod, PolicyGradientConfig
 from mifo.core.advantages import overlong_reward, step_advantages
 from mifo.core.losses import EntropyBonus, KlToReference, PolicyGradient
-from mifo.types import Freeze, Group, Phase, Resample, Term, Update
+from mifo.methods.base import Stateless
+from mifo.types import Group, Phase, Resample, Term, Update
 from mifo.types import Sequence as TrainingSequence
 
 
@@ -75,7 +75,7 @@ def policy_gradient_updates(rl: PolicyGradientConfig, groups: Sequence[Group], l
     terms = policy_gradient_terms(rl, longest_response)
     advantages = step_advantages(
         [_shaped_rewards(rl, group, longest_response) for group in groups],
-        [[len(rollout.token_ids) for rollout in group.rollouts] for group in groups],
+        [[len(rollout.logprobs) for rollout in group.rollouts] for group in groups],
         rl.advantage,
         divide_by_std=rl.advantage_std,
     )
@@ -108,18 +108,18 @@ def _weighted(group: Group, advantages: Sequence[float], terms: Sequence[Term]) 
             sampler_logprobs=rollout.logprobs,
             weight_version=rollout.weight_version,
             rollout=index,
+            prefix_tokens=rollout.prefix_tokens,
         )
         for index, (rollout, advantage) in enumerate(zip(group.rollouts, advantages, strict=True))
     ]
 
 
-class Grpo:
+class Grpo(Stateless):
     """RL alone."""
 
     needs_demonstrations = False
     least_demonstrations = 0
     optimizers = ("rl",)
-    freeze: Freeze | None = None
 
     def __init__(self, method: GrpoMethod, config: Config) -> None:
         self.rl = method.rl
@@ -133,14 +133,3 @@ class Grpo:
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
         """Policy-gradient updates on the own rollouts."""
         return policy_gradient_updates(self.rl, groups, self.longest_response)
-
-    def progress(self) -> Mapping[str, float]:
-        """No state to report."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """No state."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """No state."""

@@ -18,7 +18,7 @@ from mifo.core.advantages import group_advantages
 from mifo.core.mixing import OffPolicy
 from mifo.methods.base import Stateless
 from mifo.methods.mixture import own_update, parts
-from mifo.methods.sft import demonstration_of
+from mifo.methods.sft import demonstration_of, demonstration_sequence
 from mifo.types import Group, Phase, Term, Update
 from mifo.types import Sequence as TrainingSequence
 
@@ -65,12 +65,5 @@ class Luffy(Stateless):
                 sequences.append(replace(sequence, weights={**sequence.weights, "pg": advantage, "off": 0.0}))
             demonstration = demonstration_of(group)
             assert demonstration is not None, group.problem.id
-            sequences.append(
-                TrainingSequence(
-                    problem_id=demonstration.problem_id,
-                    prompt_ids=demonstration.prompt_ids,
-                    response_ids=demonstration.response_ids,
-                    weights={"pg": 0.0, "off": of_demonstration},
-                )
-            )
+            sequences.append(demonstration_sequence(demonstration, {"pg": 0.0, "off": of_demonstration}))
         return Update(sequences=tuple(sequences), terms=(*own.terms, off))

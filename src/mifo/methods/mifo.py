@@ -16,12 +16,13 @@ from typing import Any
 
 from mifo.config.schema import Config, MifoMethod
 from mifo.core.buffer import QuestionBuffer
+from mifo.methods.base import Base
 from mifo.methods.grpo import policy_gradient_updates, rl_phase
 from mifo.methods.sft import demonstration_of, imitates_with_reference, imitation_updates
 from mifo.types import Freeze, Group, Phase, Update
 
 
-class Mifo:
+class Mifo(Base):
     """RL→SFT intervals with entropy selection and element freezing."""
 
     needs_demonstrations = False
@@ -35,7 +36,6 @@ class Mifo:
         self.learning = False
         self.optimizers = ("rl", "sft") if method.optimizers == "separate" else ("rl",)
         self.needs_reference = method.rl.kl_coefficient > 0 or imitates_with_reference(method.sft)
-        self.freeze: Freeze | None = None
         if method.freeze_top > 0:
             self.freeze = Freeze(
                 top=method.freeze_top,

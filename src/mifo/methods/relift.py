@@ -14,16 +14,16 @@ from typing import Any
 
 from mifo.config.schema import Config, ReliftMethod
 from mifo.core.buffer import QuestionBuffer
+from mifo.methods.base import Base
 from mifo.methods.grpo import policy_gradient_updates, rl_phase
 from mifo.methods.mixture import demonstrations_of, imitation_of, refers
-from mifo.types import Freeze, Group, Phase, Update
+from mifo.types import Group, Phase, Update
 
 
-class Relift:
+class Relift(Base):
     """RL with SFT steps in between."""
 
     needs_demonstrations = False
-    freeze: Freeze | None = None
     optimizers = ("rl", "sft")
 
     def __init__(self, method: ReliftMethod, config: Config) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from mifo.config.schema import Config, ImitationConfig, SftMethod
 from mifo.core.imitation import (
@@ -17,9 +17,9 @@ from mifo.core.imitation import (
 )
 from mifo.core.losses import CrossEntropy, EntropyBonus, PolicyGradient
 from mifo.core.vocabulary import GemObjective, KlFromReference, TopLogitEntropy
+from mifo.methods.base import Stateless
 from mifo.types import (
     Demonstration,
-    Freeze,
     Group,
     Phase,
     Term,
@@ -27,6 +27,7 @@ from mifo.types import (
     TopEntropy,
     Update,
     VocabularyStatistic,
+    Weight,
 )
 from mifo.types import Sequence as TrainingSequence
 
@@ -104,16 +105,18 @@ def imitation_update(
             Term(name="ent", loss=EntropyBonus(), coefficient=sft.entropy_coefficient, uses_entropy_gradient=True)
         )
     return Update(
-        sequences=tuple(
-            TrainingSequence(
-                problem_id=d.problem_id,
-                prompt_ids=d.prompt_ids,
-                response_ids=d.response_ids,
-                weights={term.name: 1.0 for term in terms},
-            )
-            for d in demonstrations
-        ),
+        sequences=tuple(demonstration_sequence(d, {term.name: 1.0 for term in terms}) for d in demonstrations),
         terms=tuple(terms),
+    )
+
+
+def demonstration_sequence(demonstration: Demonstration, weights: Mapping[str, Weight]) -> TrainingSequence:
+    """A demonstration as it enters an update, with its weight in each stream that sees it."""
+    return TrainingSequence(
+        problem_id=demonstration.problem_id,
+        prompt_ids=demonstration.prompt_ids,
+        response_ids=demonstration.response_ids,
+        weights=weights,
     )
 
 
@@ -124,13 +127,12 @@ def demonstration_of(group: Group) -> Demonstration | None:
     return Demonstration(problem_id=group.problem.id, prompt_ids=group.prompt_ids, response_ids=group.demonstration_ids)
 
 
-class Sft:
+class Sft(Stateless):
     """SFT alone."""
 
     needs_demonstrations = True
     least_demonstrations = 1
     optimizers = ("sft",)
-    freeze: Freeze | None = None
 
     def __init__(self, method: SftMethod, config: Config) -> None:
         self.method = method
@@ -151,14 +153,3 @@ class Sft:
             token_denominator="all",
             longest_demonstration=self.longest_demonstration,
         )
-
-    def progress(self) -> Mapping[str, float]:
-        """No state to report."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """No state."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """No state."""

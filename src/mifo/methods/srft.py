@@ -17,7 +17,7 @@ from mifo.core.losses import CrossEntropy
 from mifo.core.mixing import EntropyWeighted, OffPolicy
 from mifo.methods.base import Stateless
 from mifo.methods.mixture import parts
-from mifo.methods.sft import demonstration_of
+from mifo.methods.sft import demonstration_of, demonstration_sequence
 from mifo.types import Group, Phase, Term, Update, Verdict
 from mifo.types import Sequence as TrainingSequence
 
@@ -77,12 +77,5 @@ class Srft(Stateless):
             )
         demonstration = demonstration_of(group)
         assert demonstration is not None, group.problem.id
-        sequences.append(
-            TrainingSequence(
-                problem_id=demonstration.problem_id,
-                prompt_ids=demonstration.prompt_ids,
-                response_ids=demonstration.response_ids,
-                weights={"sft": 1.0, "off": advantages[-1]},
-            )
-        )
+        sequences.append(demonstration_sequence(demonstration, {"sft": 1.0, "off": advantages[-1]}))
         return sequences

@@ -15,17 +15,17 @@ from dataclasses import replace
 from typing import Any
 
 from mifo.config.schema import Config, MultiStageMethod, RlSftMethod, SftRlMethod
+from mifo.methods.base import Base
 from mifo.methods.grpo import policy_gradient_updates, rl_phase
 from mifo.methods.mixture import demonstrations_of, imitation_of, refers
-from mifo.types import Freeze, Group, Phase, Update
+from mifo.types import Group, Phase, Update
 
 
-class Stages:
+class Stages(Base):
     """Steps of each kind by their number alone."""
 
     needs_demonstrations = True
     least_demonstrations = 1
-    freeze: Freeze | None = None
     optimizers = ("rl", "sft")
 
     def __init__(self, method: SftRlMethod | RlSftMethod | MultiStageMethod, config: Config) -> None:

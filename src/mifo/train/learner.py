@@ -24,7 +24,6 @@ from torch import Tensor
 from mifo.core.freeze import ElementFreeze
 from mifo.core.losses import PolicyGradient
 from mifo.core.reduce import sequence_scale, update_totals, weighted_sum
-from mifo.core.select import top_entropy_tokens
 from mifo.core.surgery import GradientDrop
 from mifo.data.pack import MicroBatch, pack, plan_micro_batches
 from mifo.train.faults import Fault, Sample, blame, check_weights, sample_of
@@ -35,6 +34,7 @@ from mifo.train.optim import ScheduledAdamW
 from mifo.train.parallel import World
 from mifo.train.policy import Policy
 from mifo.train.rows import (
+    counted_rows,
     counted_tokens,
     first_tokens,
     is_sampled,
@@ -44,6 +44,7 @@ from mifo.train.rows import (
     view,
     vocabulary_of,
 )
+from mifo.train.selection import select_prefixes
 from mifo.train.tally import Tally, UpdateReport
 from mifo.types import Sequence, TokenStats, Update
 
@@ -80,6 +81,7 @@ class Learner:
         self.micro_batch_tokens = micro_batch_tokens
         self.world = world or World()
         self.reference = reference
+        self.reference_name: str | None = None  # see `train.reference`
         self.sampler_watch = sampler_watch
         self.window = window
         self.parameters = policy.parameters
@@ -107,6 +109,7 @@ class Learner:
         """
         rate = optimizer.prepare()
         with self.window():
+            update = self._selected(update)
             tally = self.accumulate(update)
         if self.gradient_drop is not None:
             assert step is not None, "a fresh mask needs the number of the step"
@@ -126,16 +129,31 @@ class Learner:
         elif guard is not None and fault is not None and fault.action == "rollback":
             guard.good.restore(self.parameters, optimizer)
         self._clear()
-        return self._report(update, tally, norm=norm, rate=rate, limit=limit, taken=taken, fault=fault)
+        return tally.report(
+            update,
+            grad_norm=norm,
+            learning_rate=rate,
+            sampler_gap_limit=limit,
+            micro_batch_tokens=self.micro_batch_tokens,
+            taken=taken,
+            fault=fault,
+        )
 
     def accumulate(self, update: Update) -> Tally:
         """The gradient of the whole update in `.grad`, summed over micro-batches and ranks; incomplete if `faults` is not 0."""
+        update = self._selected(update)
         scales = self._scales(update)
         tally = self._while_it_fits(lambda: self._attempt(update, scales))
         tally.over_ranks(self.world)
         if not tally.faults:
             self.world.sum_gradients(self.parameters)
         return tally
+
+    def _selected(self, update: Update) -> Update:
+        """The update with selections made that look at all of it; these take a pass without gradients."""
+        return select_prefixes(
+            update, lambda chosen: self._while_it_fits(lambda: self._scores(chosen, self.policy)), self.world
+        )
 
     def _attempt(self, update: Update, scales: Scales) -> Tally:
         """This rank's part of the gradient, from zero."""
@@ -205,8 +223,9 @@ class Learner:
         for term in update.terms:
             seen_by_term = view(term, stats, sequences)
             scale_T = stats.logp_T.new_tensor([scales[term.name][i] for i in origin])[stats.sequence_T]
-            if term.select is not None:
-                scale_T = scale_T * top_entropy_tokens(stats.entropy_T, stats.sequence_T, term.select.fraction)
+            chosen_T = counted_rows(term, stats, sequences)
+            if chosen_T is not None:
+                scale_T = scale_T * chosen_T
             value_T = term.loss(seen_by_term)
             value = term.coefficient * weighted_sum(value_T, scale_T)
             amounts.append(float(value.detach()))
@@ -266,12 +285,14 @@ class Learner:
         unfed = [i for i, s in enumerate(update.sequences) if i not in fed and s.sampler_logprobs is not None]
         if update.old_logprobs is not None:
             for i in unfed:
-                tally.add_gap(torch.tensor(update.sequences[i].sampler_logprobs), torch.tensor(update.old_logprobs[i]))
+                sampled = update.sequences[i]
+                old = update.old_logprobs[i][sampled.prefix_tokens :]
+                tally.add_gap(torch.tensor(sampled.sampler_logprobs), torch.tensor(old))
             return
-        sampled = sum(len(update.sequences[i].response_ids) for i in live if update.sequences[i].sampler_logprobs)
-        chosen = first_tokens([update.sequences[i] for i in unfed], GAP_TOKENS - sampled)
+        held = sum(len(update.sequences[i].sampler_logprobs or ()) for i in live)
+        chosen = first_tokens([update.sequences[i] for i in unfed], GAP_TOKENS - held)
         for sequence, (logp_T, entropy_T) in zip(chosen, self._scores(chosen, self.policy), strict=True):
-            tally.add_gap(torch.tensor(sequence.sampler_logprobs), logp_T)
+            tally.add_gap(torch.tensor(sequence.sampler_logprobs), logp_T[sequence.prefix_tokens :])
             tally.add_entropy(entropy_T)
 
     def _gap_limit(self, update: Update, tally: Tally) -> float | None:
@@ -288,8 +309,8 @@ class Learner:
             self._while_it_fits(lambda dtype=dtype: self._scores(chosen, self.policy, dtype))  # type: ignore[misc]
             for dtype in (self.sampler_watch.dtype, torch.float32)
         )
-        gaps = torch.cat([(a - b).abs() for (a, _), (b, _) in zip(low, high, strict=True)])
-        return float(gaps.mean())
+        rows = zip(chosen, low, high, strict=True)
+        return float(torch.cat([(a - b).abs()[s.prefix_tokens :] for s, (a, _), (b, _) in rows]).mean())
 
     def logprobs(self, sequences: SequenceOf[Sequence], policy: Policy | None = None) -> list[tuple[float, ...]]:
         """Log-probs of every response under the current policy (or another), in the order given; no gradient."""
@@ -365,32 +386,3 @@ class Learner:
     def _clear(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
-
-    def _report(
-        self,
-        update: Update,
-        tally: Tally,
-        *,
-        norm: float,
-        rate: float,
-        limit: float | None,
-        taken: bool,
-        fault: Fault | None,
-    ) -> UpdateReport:
-        return UpdateReport(
-            loss=tally.loss,
-            losses=tally.losses,
-            grad_norm=norm,
-            learning_rate=rate,
-            sequences=len(update.sequences),
-            trained_sequences=len(live_sequences(update)),
-            tokens=tally.tokens,
-            fed_tokens=tally.fed,
-            entropy=tally.entropy / tally.entropy_tokens if tally.entropy_tokens else None,
-            clip_fraction=tally.clipped / tally.tokens if tally.tokens else None,
-            sampler_gap=tally.mean_gap,
-            sampler_gap_limit=limit,
-            micro_batch_tokens=self.micro_batch_tokens,
-            taken=taken,
-            fault=fault,
-        )

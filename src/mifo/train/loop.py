@@ -30,6 +30,7 @@ def _turns(run: Run) -> None:
         groups = run.collect(phase)  # rollouts of π_old, R(o_i), acc(q), D(q)
         updates = run.method.updates(phase, groups)  # A_i; hard questions join B, or B is consumed
         reports = run.learn(phase, updates)  # gradient, (1 − M) ⊙ g, clip, step, freeze
+        run.method.learned(phase, [r.grad_norm for r in reports if r.taken])  # SASR: G_last
         run.record(phase, groups, reports)  # metrics, samples, ledger
         run.evaluate_if_due()
         run.save_if_due()

@@ -53,13 +53,19 @@ def gap_alarm(reports: Sequence[UpdateReport]) -> dict[str, Any] | None:
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, Any]:
-    """Accuracy, reward, verdicts and lengths of the rollouts of one step, all rounds of it; {} where there were none."""
+    """Accuracy, reward, verdicts and lengths of the rollouts of one step, all rounds of it; {} where there were none.
+
+    Lengths are of whole responses. Where some began inside a demonstration, `begun` is their share and `prefix_length` the mean
+    length of what they began with.
+    """
     groups = [group for group in groups if group.rollouts]
     rollouts = [r for group in groups for r in group.rollouts]
     if not rollouts:
         return {}
     verdicts = [v for group in groups for v in group.verdicts]
-    return {
+    prefixes = [r.prefix_tokens for r in rollouts if r.prefix_tokens]
+    begun = {"begun": len(prefixes) / len(rollouts), "prefix_length": sum(prefixes) / len(prefixes)} if prefixes else {}
+    return begun | {
         "prompts": len(groups),
         "accuracy": sum(v is Verdict.CORRECT for v in verdicts) / len(verdicts),
         "reward": sum(r for group in groups for r in group.rewards) / len(rollouts),

@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mifo.core.select import kept_count
-from mifo.types import Sequence, Term, TokenStats, Update, VocabularyStatistic, Weight
+from mifo.core.select import kept_count, top_entropy_tokens
+from mifo.types import Sequence, Term, TokenStats, TopEntropy, Update, VocabularyStatistic, Weight
 
 
 def live_sequences(update: Update) -> list[int]:
@@ -25,13 +25,14 @@ def _is_heard(weight: Weight) -> bool:
 
 
 def demonstrated(updates: SequenceOf[Update]) -> list[str]:
-    """Problems whose demonstration has a part in the gradient, once for each update."""
-    return [
-        update.sequences[i].problem_id
-        for update in updates
-        for i in live_sequences(update)
-        if update.sequences[i].sampler_logprobs is None
-    ]
+    """Problems whose demonstration has a part in the gradient, once for each update: learned, or continued by rollouts."""
+    ids = []
+    for update in updates:
+        live = [update.sequences[i] for i in live_sequences(update)]
+        learned = [s.problem_id for s in live if s.sampler_logprobs is None]
+        continued = dict.fromkeys(s.problem_id for s in live if s.prefix_tokens or s.hint_tokens)
+        ids += learned + [name for name in continued if name not in learned]
+    return ids
 
 
 def counted_tokens(term: Term, sequence: Sequence) -> int:
@@ -39,9 +40,32 @@ def counted_tokens(term: Term, sequence: Sequence) -> int:
     if term.name not in sequence.weights:
         return 0
     length = len(sequence.response_ids)
-    if term.denominator == "kept" and term.select is not None:
+    if term.span != "response":
+        length = sequence.prefix_tokens if term.span == "prefix" else length - sequence.prefix_tokens
+    if term.denominator == "kept" and isinstance(term.select, TopEntropy):
         return kept_count(length, term.select.fraction)
     return length
+
+
+def counted_rows(term: Term, stats: TokenStats, sequences: SequenceOf[Sequence]) -> Tensor | None:
+    """Which tokens take part in a term, bool [T]: those of its span, and of these the ones selected; None where all do."""
+    select = term.select if isinstance(term.select, TopEntropy) else None
+    if term.span == "response":
+        return select and top_entropy_tokens(stats.entropy_T, stats.sequence_T, select.fraction)
+    continued_T = _is_continued(sequences, stats.sequence_T)
+    span_T = continued_T if term.span == "continuation" else ~continued_T
+    if select is None:
+        return span_T
+    chosen_T = torch.zeros_like(span_T)
+    chosen_T[span_T] = top_entropy_tokens(stats.entropy_T[span_T], stats.sequence_T[span_T], select.fraction)
+    return chosen_T
+
+
+def _is_continued(sequences: SequenceOf[Sequence], sequence_T: Tensor) -> Tensor:
+    """Which tokens come after the prefix of their response, bool [T]."""
+    lengths = torch.tensor([[len(s.response_ids), s.prefix_tokens] for s in sequences], device=sequence_T.device)
+    first_S = lengths[:, 0].cumsum(0) - lengths[:, 0] + lengths[:, 1]
+    return torch.arange(len(sequence_T), device=sequence_T.device) >= first_S[sequence_T]
 
 
 def vocabulary_of(update: Update) -> VocabularyStatistic | None:
@@ -71,14 +95,19 @@ def token_rows(values: SequenceOf[SequenceOf[float]], like: Tensor) -> Tensor:
 def is_sampled(sequences: SequenceOf[Sequence], sequence_T: Tensor) -> Tensor:
     """Which tokens come from the rollout engine, bool [T]; the others are a demonstration's."""
     flags = [s.sampler_logprobs is not None for s in sequences]
-    return torch.tensor(flags, device=sequence_T.device)[sequence_T]
+    return torch.tensor(flags, device=sequence_T.device)[sequence_T] & _is_continued(sequences, sequence_T)
 
 
 def sampler_rows(sequences: SequenceOf[Sequence], sequence_T: Tensor, old_T: Tensor) -> Tensor | None:
     """log π_sampler, [T], and of π_old where a token was not sampled, so that its importance weight is 1; None without any."""
     if all(s.sampler_logprobs is None for s in sequences):
         return None
-    rows = [[0.0] * len(s.response_ids) if s.sampler_logprobs is None else s.sampler_logprobs for s in sequences]
+    rows = [
+        (0.0,) * len(s.response_ids)
+        if s.sampler_logprobs is None
+        else (0.0,) * s.prefix_tokens + tuple(s.sampler_logprobs)
+        for s in sequences
+    ]
     return torch.where(is_sampled(sequences, sequence_T), token_rows(rows, old_T), old_T)
 
 

@@ -27,6 +27,7 @@ from mifo.train.learner import Learner
 from mifo.train.ledger import Ledger
 from mifo.train.metrics import freeze_record, gap_alarm, group_metrics, score_record, update_record
 from mifo.train.optim import ScheduledAdamW
+from mifo.train.reference import refer
 from mifo.train.rows import demonstrated
 from mifo.train.samples import sample_records
 from mifo.train.state import Saving, plain_state, restore_snapshot, take_snapshot
@@ -65,16 +66,14 @@ class Parts:
 class Run:
     """State and steps of one training run.
 
-    Everything that must survive a crash is in `snapshot`; everything random is a function of (seed, step), so there is no
-    generator state to keep.
+    What must survive a crash is in `snapshot`; everything random is a function of (seed, step): no generator state to keep.
     """
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.config, self.method, self.learner, self.engine = parts.config, parts.method, parts.learner, parts.engine
         self.stream = ProblemStream(parts.corpus.train, parts.config.train.seed)
-        self.journal = Journal(parts.folder, parts.storage)
-        self.stop = parts.stop
+        self.stop, self.journal = parts.stop, Journal(parts.folder, parts.storage)
         self.saving = Saving(parts.checkpoints, background=parts.config.run.background_checkpoints)
         reward = parts.config.reward
         self.failures = FailureWatch(max_share=reward.max_failure_share, window=reward.failure_window)
@@ -135,11 +134,13 @@ class Run:
 
     def enter(self, phase: Phase) -> None:
         """Change of phase: the importance map is updated where RL ends, everything is unfrozen where SFT ends."""
+        if refer(self.learner, phase):
+            self.mark()
         if phase.name == self.phase:
             return
         if self.phase == "sft":
             self._leave_sft()
-        if phase.name == "sft" and self.phase is not None:
+        if phase.name == "sft" and self.phase is not None and phase.metered:
             self._enter_sft(phase)
         if phase.fresh:
             self.parts.optimizers[phase.optimizer].reset()
@@ -325,7 +326,7 @@ class Run:
         """Response tokens sampled in this turn over its wall time, training included."""
         now = time.perf_counter()
         seconds, self.turn_started = now - self.turn_started, now
-        tokens = sum(len(r.token_ids) for group in groups for r in group.rollouts)
+        tokens = sum(len(r.logprobs) for group in groups for r in group.rollouts)
         return tokens / seconds if tokens else None
 
     def _heed(self, phase: Phase, fault: Fault | None) -> None:

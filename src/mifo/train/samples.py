@@ -21,5 +21,6 @@ def sample_records(groups: Sequence[Group], wanted: int, decode: Callable[[Token
             "answer": group.problem.answer,
             "verdict": group.verdicts[i].value,
             "tokens": len(rollout.token_ids),
+            "prefix_tokens": rollout.prefix_tokens,
             "stop": rollout.stop,
         }

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mifo.errors import CheckpointError
 from mifo.train.checkpoint import Checkpoints, Snapshot
 from mifo.train.faults import check_state
+from mifo.train.reference import load_reference, reference_tensors
 from mifo.train.turn import load_turn
 from mifo.train.writer import CheckpointWriter
 
@@ -68,6 +69,7 @@ def plain_state(run: Run) -> dict[str, Any]:
         "journal": run.journal.state_dict(),
         "data": run.parts.corpus.fingerprint,
         "reference": run.parts.reference_hash,
+        "reference_name": run.learner.reference_name,
         "guard": run.guard.state_dict(),
         "failures": run.failures.state_dict(),
         "micro_batch_tokens": run.learner.micro_batch_tokens,
@@ -91,6 +93,7 @@ def take_snapshot(run: Run, plain: Mapping[str, Any]) -> Snapshot:
     if run.parts.importance is not None:
         state = run.parts.importance.state_dict()
         tensors["importance"] = {f"{key}.{i}": t for key, rows in state.items() for i, t in enumerate(rows)}
+    tensors |= reference_tensors(run.learner)
     if run.guard.good.held:
         tensors["rollback"] = run.guard.good.state_tensors()
     if run.turn is not None:
@@ -131,6 +134,7 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
             "term compares with them. Put the model back as it was, or start another run."
         )
     _copy_parameters(run.learner.policy.model, snapshot.tensors["model"])
+    load_reference(run.learner, state["reference_name"], snapshot.tensors)
     for name, optimizer in run.parts.optimizers.items():
         optimizer.load(state["optimizers"][name], _cloned(snapshot.tensors.get(name, {})))
     if run.parts.importance is not None:

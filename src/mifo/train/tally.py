@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mifo.train.faults import Fault, Sample
 from mifo.train.parallel import World
+from mifo.train.rows import live_sequences
+from mifo.types import Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,3 +98,33 @@ class Tally:
     def mean_gap(self) -> float | None:
         """Mean |Δ log-prob| between sampler and trainer in nats; None where no rollout was scored."""
         return self.gap / self.gap_tokens if self.gap_tokens else None
+
+    def report(
+        self,
+        update: Update,
+        *,
+        grad_norm: float,
+        learning_rate: float,
+        sampler_gap_limit: float | None,
+        micro_batch_tokens: int,
+        taken: bool,
+        fault: Fault | None,
+    ) -> UpdateReport:
+        """What is reported of the update whose sums these are, with what the optimizer did about it."""
+        return UpdateReport(
+            loss=self.loss,
+            losses=self.losses,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            sequences=len(update.sequences),
+            trained_sequences=len(live_sequences(update)),
+            tokens=self.tokens,
+            fed_tokens=self.fed,
+            entropy=self.entropy / self.entropy_tokens if self.entropy_tokens else None,
+            clip_fraction=self.clipped / self.tokens if self.tokens else None,
+            sampler_gap=self.mean_gap,
+            sampler_gap_limit=sampler_gap_limit,
+            micro_batch_tokens=micro_batch_tokens,
+            taken=taken,
+            fault=fault,
+        )

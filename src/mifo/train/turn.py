@@ -47,12 +47,13 @@ class Turn:
         return [replace(u, old_logprobs=old) for u, old in zip(updates, self.old_logprobs, strict=True)]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Token ids, log-probs and lengths of all rollouts, and old log-probs of each update that has them."""
+        """Token ids, log-probs and lengths of all rollouts and their prefixes, and old log-probs of each update that has them."""
         rollouts = [r for group in self.groups for r in group.rollouts]
         stored = {
             "tokens": torch.tensor(list(chain.from_iterable(r.token_ids for r in rollouts)), dtype=torch.int64),
             "logprobs": torch.tensor(list(chain.from_iterable(r.logprobs for r in rollouts)), dtype=torch.float64),
             "lengths": torch.tensor([len(r.token_ids) for r in rollouts], dtype=torch.int64),
+            "prefixes": torch.tensor([r.prefix_tokens for r in rollouts], dtype=torch.int64),
         }
         for i, old in enumerate(self.old_logprobs or ()):
             if old is not None:
@@ -89,11 +90,18 @@ def load_turn(
         make_group: a group from a problem's id, its rollouts and their verdicts.
     """
     tokens = _rows(tensors["tokens"], tensors["lengths"])
-    logprobs = _rows(tensors["logprobs"], tensors["lengths"])
+    logprobs = _rows(tensors["logprobs"], tensors["lengths"] - tensors["prefixes"])
+    prefixes = iter(tensors["prefixes"].tolist())
     groups = []
     for entry in state["groups"]:
         rollouts = [
-            Rollout(token_ids=next(tokens), logprobs=next(logprobs), stop=stop, weight_version=version)
+            Rollout(
+                token_ids=next(tokens),
+                logprobs=next(logprobs),
+                stop=stop,
+                weight_version=version,
+                prefix_tokens=next(prefixes),
+            )
             for stop, version in zip(entry["stops"], entry["versions"], strict=True)
         ]
         groups.append(make_group(entry["problem"], rollouts, [Verdict(v) for v in entry["verdicts"]]))

@@ -92,6 +92,7 @@ def test_paper_recipes_need_no_network_to_be_read():
 
 MIXED = [
     "relift", "luffy", "rl-with-sft", "hpt", "superrl", "chord", "chord-mu", "chord-constant", "sft-rl", "rl-sft", "multi-stage",
+    "uft", "uft-stage", "uft-r3", "prefix-rft", "bread", "sasr",
 ]  # fmt: skip
 
 
@@ -141,3 +142,28 @@ def test_corrected_sft_then_rl(steps, rate):
     assert (config.rl_optimizer.learning_rate, config.sft_optimizer.learning_rate) == (rate, 5e-5)
     assert (config.method.rl.clip_low, config.method.rl.clip_high) == (0.2, 0.28)
     assert config.sft_optimizer.decay_updates == config.method.sft_steps
+
+
+def test_published_settings_of_methods_that_continue_demonstrations():
+    uft = load_config("uft-qwen2.5-math-7b")[1].method
+    rl = uft.rl
+    assert (rl.prompts_per_step, rl.rollouts_per_prompt, rl.updates_per_step) == (256, 4, 4)
+    assert (rl.advantage_std, rl.kl_coefficient, rl.entropy_coefficient) == (True, 0.001, 0.001)
+    assert (uft.hint_coefficient, uft.hint_chunks, uft.hint_steps) == (0.001, 5, 300)
+    assert (uft.hint_low, uft.hint_high, uft.hints) == (0.05, 0.95, "binomial")
+    _, config = load_config("prefix-rft-qwen2.5-math-7b")
+    prefix = config.method
+    assert (prefix.rl.prompts_per_step, prefix.rl.rollouts_per_prompt, prefix.rl.clip_low) == (128, 8, 0.2)
+    assert (prefix.prefix_low_start, prefix.prefix_low_end, prefix.prefix_high) == (0.95, 0.05, 0.95)
+    assert (prefix.prefix_decay_steps, prefix.prefix_token_fraction, prefix.advantage) == (500, 0.2, "shared")
+    assert config.train.steps == 5 * 46_000 // 128
+    bread = load_config("bread-qwen2.5-math-7b")[1].method
+    assert (bread.episodes, bread.success_low, bread.success_high) == (10, 0.0, 0.8)
+    _, config = load_config("sasr-qwen2.5-math-7b")
+    assert (config.method.gamma, config.method.warmup_steps) == (1.0, 46_000 // config.method.sft_batch_size)
+
+
+def test_the_forms_of_uft():
+    stage, r3 = (load_config(f"uft-{form}-smollm2")[1].method for form in ("stage", "r3"))
+    assert (stage.hints, stage.hint_coefficient) == ("stage", 0.001)
+    assert (r3.hints, r3.hint_coefficient) == ("uniform", 0.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mifo
-from mifo.config import schema, tables
+from mifo.config import method_tables, schema, tables
 from mifo.config.describe import field_comments, method_descriptions, reference_page
 from mifo.config.help import settings_help
 from mifo.methods import METHODS
@@ -22,7 +22,7 @@ TABLES = [
     for member in vars(schema).values()
     if isinstance(member, type)
     and dataclasses.is_dataclass(member)
-    and member.__module__ in (schema.__name__, tables.__name__)
+    and member.__module__ in (schema.__name__, tables.__name__, method_tables.__name__)
 ]
 SETTINGS = [(table, f.name) for table in TABLES if table is not schema.Config for f in dataclasses.fields(table)]
 # Settings that are read through a property of Config.
@@ -50,6 +50,10 @@ HOLDERS = {
     schema.HptMethod: {"method"},
     schema.SuperRlMethod: {"method"},
     schema.ChordMethod: {"method"},
+    schema.UftMethod: {"method"},
+    schema.PrefixRftMethod: {"method"},
+    schema.BreadMethod: {"method"},
+    schema.SasrMethod: {"method"},
     schema.TrainConfig: {"train"},
     schema.EvaluationConfig: {"evaluation"},
     schema.RunConfig: {"run"},

@@ -2,7 +2,7 @@ import statistics
 
 import pytest
 
-from mifo.core.advantages import group_advantages, overlong_reward, step_advantages, whitened
+from mifo.core.advantages import group_advantages, hybrid_advantages, overlong_reward, step_advantages, whitened
 
 
 def test_centred_by_hand():
@@ -72,3 +72,18 @@ def test_empty_responses_do_not_count():
 @pytest.mark.parametrize(("length", "expected"), [(5, 0.0), (16, 0.0), (18, -1.0), (20, -2.0)])
 def test_overlong_punishment_by_hand(length, expected):
     assert overlong_reward(length, longest=20, margin=4, penalty=2.0) == expected
+
+
+def test_hybrid_shares_the_mean_of_all():
+    pairs = hybrid_advantages([1.0, 0.0, 0.0, 1.0], "shared", divide_by_std=False)
+    assert pairs == [(0.5, 0.5), (-0.5, -0.5), (-0.5, -0.5), (0.5, 0.5)]
+    scaled = hybrid_advantages([1.0, 0.0, 0.0, 1.0], "shared", divide_by_std=True)
+    assert scaled[3][0] == pytest.approx(0.5 / (1 / 3) ** 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(("form", "rest"), [("dr_grpo_prefix", 1.0), ("dr_grpo_prefix_v2", 0.0)])
+def test_hybrid_with_a_baseline_of_the_plain_rollouts(form, rest):
+    pairs = hybrid_advantages([1.0, 0.0, 0.0, 1.0], form, divide_by_std=False)
+    assert pairs[:3] == [(pytest.approx(2 / 3),) * 2] + [(pytest.approx(-1 / 3),) * 2] * 2
+    assert pairs[3] == (pytest.approx(2 / 3), rest)  # the mean of all four would make it 1/2
+    assert hybrid_advantages([1.0, 1.0, 0.0], form, divide_by_std=False) == [(0.0, 0.0), (0.0, 0.0), (-1.0, 0.0)]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mifo.core.select import kept_count, top_entropy_tokens
+from mifo.core.select import kept_count, top_entropy_of_all, top_entropy_tokens
 from mifo.errors import NumericsError
 
 
@@ -76,3 +76,23 @@ def test_does_not_depend_on_how_sequences_are_batched():
 def test_entropies_without_an_order_are_refused(bad):
     with pytest.raises(NumericsError, match="1 of 3 entropies are not finite"):
         top_entropy_tokens(torch.tensor([1.0, bad, 2.0]), torch.zeros(3, dtype=torch.long), 0.5)
+
+
+def test_of_all_is_one_ranking_over_everything():
+    entropy = torch.tensor([0.1, 2.0, 0.3, 1.0, 0.0, 5.0, 4.0])
+    assert top_entropy_of_all(entropy, 0.4).tolist() == [False, True, False, False, False, True, True]
+    owner = torch.tensor([0, 0, 0, 0, 0, 1, 1])
+    assert top_entropy_of_all(entropy, 0.4).tolist() != top_entropy_tokens(entropy, owner, 0.4).tolist()
+    assert top_entropy_of_all(torch.empty(0), 0.4).tolist() == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.sampled_from([0.1, 0.2, 0.5, 1.0]))
+def test_of_all_equals_a_sort_with_many_ties(values, fraction):
+    entropies = [v / 2 for v in values]
+    found = top_entropy_of_all(torch.tensor(entropies), fraction).tolist()
+    assert found == oracle(entropies, [0] * len(entropies), fraction)
+
+
+def test_of_all_takes_rounding_below_zero_for_zero():
+    assert top_entropy_of_all(torch.tensor([-1e-9, 0.0, 1.0]), 0.5).tolist() == [True, False, True]

@@ -15,7 +15,7 @@ from mifo.train.model import tiny_model
 from mifo.train.optim import ScheduledAdamW
 from mifo.train.parallel import World, current_world
 from mifo.train.policy import Policy
-from mifo.types import Term, Update
+from mifo.types import Term, TopPrefixEntropy, Update
 
 TERMS = (
     Term(name="pg", loss=PolicyGradient(), normalizer="sequence", uses_old_policy=True),
@@ -29,6 +29,24 @@ def gradient(policy, sequences, world):
     flat = torch.cat([p.grad.reshape(-1) for p in learner.parameters])
     learner._clear()
     return flat
+
+
+def selections_are_shared(policy, everything, world):
+    """The prefix tokens of highest entropy are those of both ranks together, also where one rank has none."""
+    term = replace(TERMS[0], select=TopPrefixEntropy(fraction=0.2))
+    prefixes = (2, 12, 4, 0)
+    begun = [
+        replace(s, prefix_tokens=p, sampler_logprobs=s.sampler_logprobs[p:])
+        for s, p in zip(everything, prefixes, strict=True)
+    ]
+    for parts in (([0, 1], [2, 3]), ([0, 1, 2], [3])):
+        found = []
+        for ranks, mine in ((world, parts[world.rank]), (World(), [0, 1, 2, 3])):
+            learner = Learner(policy, micro_batch_tokens=30, world=ranks)
+            learner.accumulate(Update(sequences=tuple(begun[i] for i in mine), terms=(term,)))
+            found.append(torch.cat([p.grad.reshape(-1) for p in learner.parameters]))
+            learner._clear()
+        torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
 def faults_are_shared(policy, everything, world):
@@ -62,6 +80,7 @@ def main():
         mine = gradient(policy, [everything[i] for i in parts[world.rank]], world)
         whole = gradient(policy, [everything[i] for part in parts for i in part], World())
         torch.testing.assert_close(mine, whole, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+    selections_are_shared(policy, everything, world)
     faults_are_shared(policy, everything, world)
     values = [torch.randint(0, 5, (n,), generator=torch.Generator().manual_seed(n)).float() for n in (41, 6, 100)]
     pieces = [v.tensor_split(2)[world.rank].contiguous() for v in values]

@@ -1,0 +1,97 @@
+"""Tables of methods, continued from `config.schema`: those whose rollouts begin inside a demonstration, and SASR.
+
+Rules of the schema hold here too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from mifo.config.bounds import Bounds, Count, NonNegative, Positive, PositiveShare, Share, ShareBelowOne
+from mifo.config.tables import ImitationConfig, PolicyGradientConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class UftMethod:
+    """UFT: every rollout continues a hint that shrinks to nothing over the steps, and the hint is imitated a little.
+
+    The form "r3" is `hints = "uniform", hint_coefficient = 0`.
+    """
+
+    name: Literal["uft"] = "uft"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient, of continuations."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss of hints."""
+    hint_coefficient: NonNegative = 0.001
+    """Weight of the imitation loss; 0 leaves hints unlearned (r3)."""
+    hints: Literal["binomial", "stage", "uniform"] = "binomial"
+    """Chunks of a hint: binomial with p_t, one number that falls in even stages, or uniform to the end (r3)."""
+    hint_chunks: Count = 5
+    """Pieces of a demonstration; one of fewer tokens has fewer."""
+    hint_steps: Count = 300
+    """T: steps after which there are no hints; the uniform ones go on."""
+    hint_high: Share = 0.95
+    """p_t at the start of its cosine; binomial hints only."""
+    hint_low: Share = 0.05
+    """p_t at step T; binomial hints only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixRftMethod:
+    """Prefix-RFT: one rollout of each question continues the beginning of its demonstration, and both parts are learned."""
+
+    name: Literal["prefix_rft"] = "prefix_rft"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient; rollouts_per_prompt counts the hybrid."""
+    prefix_high: PositiveShare = 0.95
+    """Longest prefix, as a share of the demonstration's tokens."""
+    prefix_low_start: Share = 0.95
+    """low_t at the first step: shortest prefix, as a share of the demonstration's tokens."""
+    prefix_low_end: Share = 0.05
+    """low_t at the end of its cosine and after."""
+    prefix_decay_steps: Count = 500
+    """Steps of the cosine."""
+    prefix_token_fraction: PositiveShare = 0.2
+    """Share of an update's prefix tokens, highest entropy first, that keep their advantage; 1 keeps all."""
+    advantage: Literal["shared", "dr_grpo_prefix", "dr_grpo_prefix_v2"] = "shared"
+    """shared: one mean for all N; the others: R − mean of the plain rollouts on the prefix, and R or 0 on the continuation."""
+    entropy_span: Literal["response", "continuation"] = "response"
+    """Where the entropy bonus acts: on all tokens, or not on prefixes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreadMethod:
+    """BREAD: a question that fails is rolled out again from inside its demonstration, as far in as success takes."""
+
+    name: Literal["bread"] = "bread"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient."""
+    episodes: Annotated[int, Bounds(2)] = 10
+    """K: even pieces of a demonstration, between which a prefix ends; a search takes up to log2(K) + 1 more groups."""
+    success_low: ShareBelowOne = 0.0
+    """A group with at most this share of correct rollouts fails and is sampled again."""
+    success_high: PositiveShare = 0.8
+    """A group that was sampled again is learned from if its share of correct rollouts is above success_low and at most this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SasrMethod:
+    """SASR: an SFT warm-up, then SFT or RL step by step, SFT the likelier the larger its gradient still is."""
+
+    name: Literal["sasr"] = "sasr"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient; its KL term compares with the policy at the end of the warm-up."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss."""
+    sft_batch_size: Count = 64
+    """Demonstrations in one SFT step."""
+    warmup_steps: Count = 100
+    """SFT steps of the warm-up; train.steps counts them."""
+    gamma: Positive = 1.0
+    """γ: weight of the warm-up's gradient norm; larger means less SFT."""
