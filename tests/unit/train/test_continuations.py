@@ -54,11 +54,12 @@ class ScriptedRun:
         return [tuple(self.rollout(sampling) for _ in range(count)) for _ in prompts]
 
     def rollout(self, sampling):
-        length = next(self.lengths, sampling.max_tokens)
+        scripted = next(self.lengths, None)
+        length = sampling.max_tokens if scripted is None else scripted
         return Rollout(
             token_ids=tuple(range(50, 50 + length)),
             logprobs=tuple(-float(i) for i in range(length)),
-            stop="stop" if length < sampling.max_tokens else "length",
+            stop="length" if scripted is None else "stop",
             weight_version=self.version,
         )
 
