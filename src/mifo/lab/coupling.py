@@ -42,10 +42,10 @@ from mifo.lab.labels import (
     strict_label,
 )
 from mifo.lab.samples import load_source, make_policy, token_scores
-from mifo.lab.source import Source, Tensors, common_names, find_source, model_config
+from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of, model_config
 from mifo.rollout.engine import Engine
 from mifo.train.build import build_engine, make_chat
-from mifo.train.device import pick_device, pick_dtype
+from mifo.train.device import pick_device
 from mifo.train.model import load_tokenizer
 from mifo.types import Sampling, TokenIds
 from mifo.types import Sequence as TokenSequence
@@ -138,7 +138,6 @@ class Coupling:
 class _Measured:
     """What one checkpoint did: its samples at T = 1 with their own log-probs, and the figures that need no other model."""
 
-    label: str
     sft_loss: list[float]
     samples: list[TokenSequence]
     own: list[float]
@@ -169,7 +168,10 @@ def coupling(models: Sequence[str], settings: CouplingSettings) -> Coupling:
     golds = [chat.demonstration_ids(settings.task.labels[example.label]) for example in examples]
     found = [_one(source, config, chat, examples, prompts, golds, settings) for source in sources]
     under_first = _scored(sources[0], [m.samples for m in found], settings)
-    points = tuple(_point(m, rows, settings.samples) for m, rows in zip(found, under_first, strict=True))
+    points = tuple(
+        _point(label, m, rows, settings.samples)
+        for label, m, rows in zip(labels_of(sources), found, under_first, strict=True)
+    )
     constant = c1(found[0].rewards, settings.beta)
     bounds = _sft_rl_bounds(constant, points) if settings.order == "sft-rl" else _rl_sft_bounds(points)
     return Coupling(settings=settings, examples=len(examples), c1=constant, points=points, bounds=bounds)
@@ -207,7 +209,7 @@ def _one(
 ) -> _Measured:
     device = pick_device(settings.device)
     model = load_source(source, "float32", settings.device)
-    engine: Engine = build_engine(model, config, device, pick_dtype("auto", device))
+    engine: Engine = build_engine(model, config, device, torch.float32)
     policy = make_policy(model)
     pairs = [_sequence(p, g) for p, g in zip(prompts, golds, strict=True)]
     losses = [-float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, pairs)]
@@ -218,7 +220,6 @@ def _one(
     gold = [example.label for example in examples]
     texts = [chat.decode(group[0].token_ids) for group in shown]
     return _Measured(
-        label=source.label,
         sft_loss=losses,
         samples=samples,
         own=own,
@@ -246,11 +247,11 @@ def _scored(first: Source, samples: Sequence[Sequence[TokenSequence]], settings:
     return [[float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, rows)] for rows in samples]
 
 
-def _point(measured: _Measured, under_first: Sequence[float], samples: int) -> CouplingPoint:
+def _point(label: str, measured: _Measured, under_first: Sequence[float], samples: int) -> CouplingPoint:
     gaps = [own - other for own, other in zip(measured.own, under_first, strict=True)]
     by_prompt = [sum(gaps[i : i + samples]) / samples for i in range(0, len(gaps), samples)]
     return CouplingPoint(
-        label=measured.label,
+        label=label,
         sft_loss=mean_estimate(measured.sft_loss),
         kl=mean_estimate(by_prompt),
         objective=mean_estimate([sum(row) / len(row) for row in measured.rewards]),

@@ -30,7 +30,7 @@ from mifo.lab.samples import (
     read_pairs,
     token_entropies,
 )
-from mifo.lab.source import Source, Tensors, common_names, find_source
+from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of
 
 BINS = 40
 SHOWN_TOKENS = 30
@@ -119,7 +119,7 @@ def entropy(
     common_names([Tensors(source) for source in sources])
     read = read_pairs(sources[-1], settings)
     values = [_measure(source, read, compute, device) for source in sources]
-    return summarise([s.label for s in sources], values, read, fraction=fraction, data=settings.data)
+    return summarise(labels_of(sources), values, read, fraction=fraction, data=settings.data)
 
 
 def _measure(source: Source, pairs: Pairs, compute: Compute, device: str) -> Tensor:

@@ -32,7 +32,7 @@ from torch import Tensor
 from mifo.core.select import kept_count
 from mifo.core.topk import BINS, LOW_BITS, check_orderable
 from mifo.errors import ConfigError
-from mifo.lab.source import Tensors, common_names, find_source
+from mifo.lab.source import Tensors, common_names, find_source, labels_of
 
 LOW = 1 << LOW_BITS
 
@@ -105,7 +105,7 @@ def overlap(checkpoints: Sequence[str], *, top: float = 0.5, names: Sequence[str
         raise ConfigError(f"--names gives {len(names)} names for {len(checkpoints) - 1} phases. Give one for each.")
     stored = [Tensors(find_source(given, f"checkpoint {i}")) for i, given in enumerate(checkpoints)]
     changes = _Changes(stored)
-    labels = list(names) if names is not None else [t.source.label for t in stored[1:]]
+    labels = list(names) if names is not None else labels_of([t.source for t in stored[1:]])
     wanted = kept_count(changes.elements, top)
     limits = [_threshold(changes, phase, wanted) for phase in range(len(labels))]
     sums = _sums(changes, limits)

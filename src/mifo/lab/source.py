@@ -158,6 +158,14 @@ def _locate(given: str, field: str) -> Source:
     return Source(given=given, field=field, folder=folder, run=None, checkpoint=False)
 
 
+def labels_of(sources: Sequence[Source]) -> list[str]:
+    """A name for each source, no two alike: short ones, or as the user wrote them, numbered where even those repeat."""
+    for names in ([s.label for s in sources], [s.given for s in sources]):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{s.given} ({number})" for number, s in enumerate(sources, 1)]
+
+
 def common_names(sources: Sequence[Tensors]) -> tuple[str, ...]:
     """Names of the tensors, which all sources must share with their shapes.
 

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from mifo.data.tasks import INSTRUCTION
 from mifo.errors import ConfigError
 from mifo.eval.score import evaluate, evaluation_sampling
 from mifo.lab.samples import EMBEDDED_DATA, load_source
-from mifo.lab.source import Source, Tensors, common_names, find_source, model_config
+from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of, model_config
 from mifo.train.build import build_engine, make_chat, make_grader, verifier
 from mifo.train.corpus import read_evaluation
 from mifo.train.device import pick_device, pick_dtype
@@ -123,18 +124,19 @@ def sparsify(start: str, models: Sequence[str], settings: SparsifySettings | Non
     ends = [Tensors(find_source(given, "MODEL")) for given in models]
     common_names([begin, *ends])
     with _evaluation(ends[0].source, settings) as (measure, note):
-        scores = [score for end in ends for score in _curve(begin, end, measure, settings)]
-    return Sparsification(start=start, models=tuple(models), settings=settings, note=note, scores=tuple(scores))
+        labels = labels_of([end.source for end in ends])
+        curves = [_curve(begin, end, label, measure, settings) for end, label in zip(ends, labels, strict=True)]
+    return Sparsification(start=start, models=tuple(models), settings=settings, note=note, scores=tuple(chain(*curves)))
 
 
-def _curve(begin: Tensors, end: Tensors, measure: Measure, settings: SparsifySettings) -> list[PrunedScore]:
+def _curve(begin: Tensors, end: Tensors, label: str, measure: Measure, settings: SparsifySettings) -> list[PrunedScore]:
     scores = []
     model = load_source(end.source, "float32", settings.device)
     for rate, mask in _grid(settings):
         _put(model, begin, end, rate, mask, settings.seed)
         score = measure(model)
-        scores.append(_pruned_score(end.source.label, rate, mask, score))
-        log.info("%s p = %g mask %d: %.3f", end.source.label, rate, mask, score.accuracy.value)
+        scores.append(_pruned_score(label, rate, mask, score))
+        log.info("%s p = %g mask %d: %.3f", label, rate, mask, score.accuracy.value)
     return scores
 
 

@@ -77,7 +77,7 @@ def draw_magnitude(figure: Figure, found: Sequence[Magnitude]) -> None:
     right.set_ylabel("‖θ_T − θ_0‖₂ / ‖θ_0‖₂")
     for axes in (left, right):
         axes.set_xlabel("layer")
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, 1.1 * axes.get_ylim()[1])
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     figure.suptitle(f"change of each layer from {found[0].before}", fontsize=10)
@@ -91,7 +91,7 @@ def draw_entropy(figure: Figure, report: EntropyReport) -> None:
         left.stairs(shares, report.edges, color=colour, label=f"{model.label} (mean {model.entropy['mean']:.3f})")
         left.axvline(model.threshold, color=colour, linestyle=":", linewidth=1)
     left.set_yscale("log")
-    left.set_xlabel("token entropy (nats); dotted: lowest selected, mean over responses")
+    left.set_xlabel("token entropy (nats); dotted: lowest selected")
     left.set_ylabel("share of response tokens")
     left.legend(fontsize=8)
     last = report.models[-1]
@@ -146,21 +146,21 @@ def draw_redundancy(figure: Figure, found: Sequence[Redundancy]) -> None:
         shares = [(place + 1) / max(1, len(defined)) for place in range(len(defined))]
         left.step(sorted(t.ratio or 0.0 for t in defined), shares, color=colour, label=one.label)
         right.step(
-            sorted(t.linear_along_minimum or 0.0 for t in defined), shares, color=colour, label=f"{one.label}, Δ*"
+            sorted(t.linear_along_minimum or 0.0 for t in defined), shares, color=colour, label=f"{one.label}, along Δ*"
         )
         right.step(
             sorted(t.linear_along_training or 0.0 for t in defined),
             shares,
             color=colour,
             ls=":",
-            label=f"{one.label}, Δθ",
+            label=f"{one.label}, along Δθ",
         )
     left.set_xscale("log")
     left.set_xlabel("PR = ‖Δθ‖ / ‖Δ*‖")
     left.set_ylabel("share of tokens whose margin grew")
     right.axvline(1.0, color="black", linewidth=0.8)
     right.set_xscale("symlog")
-    right.set_xlabel("margin reached / predicted (Δ*), predicted / reached (Δθ); linear: 1")
+    right.set_xlabel("margin against its linear prediction; 1 is linear")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

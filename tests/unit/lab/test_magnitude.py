@@ -13,7 +13,7 @@ from mifo.config.load import load_config
 from mifo.errors import ModelError, NumericsError
 from mifo.lab import source as source_module
 from mifo.lab.magnitude import magnitude
-from mifo.lab.source import Tensors, find_source, natural, place_of
+from mifo.lab.source import Source, Tensors, find_source, labels_of, natural, place_of
 from mifo.train.manifest import MANIFEST
 
 
@@ -148,6 +148,15 @@ def test_names():
     assert place_of("lm_head.weight") == (None, "lm_head")
     names = ["layers.10.a", "layers.2.a", "embed"]
     assert sorted(names, key=natural) == ["embed", "layers.2.a", "layers.10.a"]
+
+
+def test_no_two_models_have_one_label(tmp_path):
+    def source(given):
+        return Source(given=given, field="x", folder=tmp_path, run=None, checkpoint=False)
+
+    assert labels_of([source("runs/a/export"), source("models/b")]) == ["a", "b"]
+    assert labels_of([source("x/model"), source("y/model")]) == ["x/model", "y/model"]
+    assert labels_of([source("m"), source("m")]) == ["m (1)", "m (2)"]
 
 
 def test_tensors_are_read_in_memory_of_their_own(pair):
