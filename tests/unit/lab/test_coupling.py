@@ -51,7 +51,11 @@ def test_the_loss_of_the_right_label(phases):
             prompt = chat.prompt_ids(example.problem(TASK, i))
             gold = chat.demonstration_ids(TASK.labels[example.label])
             logp = (
-                model(input_ids=torch.tensor([prompt + gold])).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+                model(input_ids=torch.tensor([prompt + gold]))
+                .logits[0, len(prompt) - 1 : -1]
+                .detach()
+                .double()
+                .log_softmax(-1)
             )
             losses.append(-sum(float(logp[t, token]) for t, token in enumerate(gold)))
         assert point.sft_loss.value == pytest.approx(sum(losses) / len(losses), abs=1e-4)
