@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mifo.errors import NumericsError
+from mifo.errors import ConfigError, NumericsError
 from mifo.lab.source import Tensors, common_names, find_source, place_of
 
 LARGEST = 5
@@ -138,9 +138,12 @@ def magnitude(
         fields: what messages call the two.
 
     Raises:
+        ConfigError: `largest` is below 1.
         ModelError: one is no model, or their architectures differ.
         NumericsError: a weight is not finite.
     """
+    if largest < 1:
+        raise ConfigError(f"--largest = {largest} must be at least 1.")
     old, new = Tensors(find_source(before, fields[0])), Tensors(find_source(after, fields[1]))
     names = common_names([old, new])
     changes = tuple(_tensor_change(name, old, new, largest) for name in names)
@@ -157,8 +160,10 @@ def _tensor_change(name: str, old: Tensors, new: Tensors, largest: int) -> Tenso
         change_E = after_E.to(wide) - before_E.to(wide)
         squares += _sum_of_squares(change_E)
         squares_before += _sum_of_squares(before_E)
-        same += int((change_E == 0).sum())
-        top = heapq.nlargest(largest, top + _largest(change_E, before_E, start, largest))
+        same += len(change_E) - int(torch.count_nonzero(change_E))
+        size_E = change_E.abs()
+        if len(top) < largest or float(size_E.amax()) > top[-1][0]:  # most blocks hold none of the largest
+            top = heapq.nlargest(largest, top + _largest(size_E, change_E, before_E, start, largest))
         start += len(change_E)
     if not math.isfinite(squares + squares_before):
         raise NumericsError(
@@ -185,9 +190,11 @@ def _sum_of_squares(values_E: Tensor) -> float:
     return float(torch.linalg.vector_norm(values_E, dtype=torch.float64)) ** 2
 
 
-def _largest(change_E: Tensor, before_E: Tensor, start: int, count: int) -> list[tuple[float, int, float, float]]:
+def _largest(
+    size_E: Tensor, change_E: Tensor, before_E: Tensor, start: int, count: int
+) -> list[tuple[float, int, float, float]]:
     """(size, −place, value before, change) of the largest changes that are not zero."""
-    sizes, places = change_E.abs().topk(min(count, len(change_E)))
+    sizes, places = size_E.topk(min(count, len(size_E)))
     return [
         (size, -(start + place), float(before_E[place]), float(change_E[place]))
         for size, place in zip(sizes.tolist(), places.tolist(), strict=True)

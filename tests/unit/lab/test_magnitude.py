@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from mifo.config.decode import encode
 from mifo.config.load import load_config
-from mifo.errors import ModelError, NumericsError
+from mifo.errors import ConfigError, ModelError, NumericsError
 from mifo.lab import source as source_module
 from mifo.lab.magnitude import magnitude
 from mifo.lab.source import Source, Tensors, find_source, labels_of, natural, place_of
@@ -139,6 +139,11 @@ def test_quantised_weights(pair, tmp_path):
     save_file(tensors, tmp_path / "q" / "model.safetensors")
     with pytest.raises(ModelError, match=r"model.norm.weight is stored as F8_E4M3, a quantised type"):
         magnitude(pair[2], str(tmp_path / "q"))
+
+
+def test_a_number_out_of_range(pair):
+    with pytest.raises(ConfigError, match="--largest = 0 must be at least 1"):
+        magnitude(*pair[2:], largest=0)
 
 
 def test_names():
