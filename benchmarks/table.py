@@ -35,6 +35,13 @@ def details(name: str, record: dict[str, Any]) -> str:
             f"{record['ours']['peak_mib']:.0f} against {record['full']['peak_mib']:.0f} MiB, of which gradients "
             f"{record['gradients_mib']:.0f}; CPU time ratio {record['ratio_cpu']}"
         )
+    if name == "checkpoint":
+        parts = []
+        for memory in ("plenty", "little"):
+            own, other = record[memory]["foreground"]["held"], record[memory]["background"]
+            both = ", ".join(f"{held:.0f} of {done:.0f}" for held, done in zip(other["held"], other["done"], strict=True))
+            parts.append(f"{memory} of memory: {', '.join(f'{s:.0f}' for s in own)} s against {both} s")
+        return f"a save of {record['bytes'] / 1e9:.2f} GB holds training up; " + "; ".join(parts)
     return ""
 
 

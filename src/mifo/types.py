@@ -195,6 +195,19 @@ class TopPrefixEntropy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedSum:
+    """Legacy: a published code's sum over micro-batches, in place of the normaliser (`core.reduce.published_scales`).
+
+    The micro-batches are the code's, cut here and not by memory: the sequences of the update are shared among `gpus`, in order,
+    and each fills micro-batches of at most `tokens` prompt and response tokens.
+    """
+
+    kind: Literal["constant", "sum", "sequences"]
+    gpus: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """One stream of an update: which per-token loss, how it is summed, and what its denominator is.
 
@@ -215,6 +228,7 @@ class Term:
     uses_reference: bool = False
     uses_sampler: bool = False
     vocabulary: VocabularyStatistic | None = None
+    published: PublishedSum | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

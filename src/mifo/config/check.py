@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mifo.config.check_legacy import check_legacy
 from mifo.config.check_mixed import check_mixed, imitation_batch
 from mifo.config.check_prefix import check_prefix
 from mifo.config.decode import check_bounds
@@ -50,6 +51,7 @@ def check_config(config: Config) -> None:
         _check_mifo(method, config)
     check_mixed(config)
     check_prefix(config)
+    check_legacy(config)
 
 
 def _check_reward(config: Config) -> None:

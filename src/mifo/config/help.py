@@ -25,6 +25,8 @@ def settings_help(config: schema.Config, *, width: int, all_methods: bool) -> st
     """
     lines: list[str] = []
     for f in dataclasses.fields(config):
+        if f.name == "legacy":  # never a flag
+            continue
         table = getattr(config, f.name)
         lines += _section(f.name, table, width, f" (method {table.name})" if f.name == "method" else "")
     if all_methods:

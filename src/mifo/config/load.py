@@ -173,6 +173,11 @@ def _override(config: Config, flags: Sequence[str], name: str) -> Config:
             "--method.name is not a flag: another method has other settings. Choose a recipe of that method (mifo recipes), "
             "or write its [method] table into a TOML file that extends this one."
         )
+    if any(flag.startswith("--legacy") for flag in flags):
+        raise ConfigError(
+            "--legacy is not a flag: a defect of a published code holds only in a recipe that names the code. Write a [legacy] "
+            'table into a TOML file, or name = "none" into it to leave out that of a recipe which the file extends.'
+        )
     import tyro  # a quarter of a second that `mifo --help` does not spend
 
     return tyro.cli(

@@ -12,6 +12,7 @@ from typing import Literal
 
 from mifo.config.bounds import Count, CountOrZero, NonNegative, Positive, PositiveShare, Share, ShareBelowOne
 from mifo.config.method_tables import BreadMethod, PrefixRftMethod, SasrMethod, UftMethod
+from mifo.config.legacy import LegacyConfig
 from mifo.config.tables import (
     DataConfig,
     EvaluationConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "GuardConfig",
     "HptMethod",
     "ImitationConfig",
+    "LegacyConfig",
     "LuffyMethod",
     "MethodConfig",
     "MifoMethod",
@@ -333,6 +335,7 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     method: MethodConfig = field(default_factory=MifoMethod)
+    legacy: LegacyConfig = field(default_factory=LegacyConfig)
     rl_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

@@ -9,6 +9,9 @@ A stream's loss is  Σ_{i∈U} s_i Σ_t w_{i,t} f_{i,t},  where the scale s_i of
 U is the whole update: every micro-batch of every rank. The scales are made once, from counts that were summed over all
 ranks, before the first micro-batch is seen; micro-batches then only add. So there is no mean to take of means, and a
 micro-batch that goes missing changes the result instead of hiding in an average (METHODS 1).
+
+`published_scales` gives the sums of some published codes, which depend on their GPUs and micro-batches, for recipes that name
+the code ([legacy]). They too are made once for the whole update, from micro-batches that are simulated.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mifo.types import NormalizerName
+from mifo.types import NormalizerName, PublishedSum
 
 AllSum = Callable[[Tensor], Tensor]
 """Sums a small tensor over all ranks and returns it; the identity where there is one rank."""
@@ -71,6 +74,48 @@ def sequence_scale(
         return 1.0 / (totals.sequences * length)
     assert constant_tokens is not None
     return 1.0 / (totals.sequences * constant_tokens)
+
+
+def published_scales(
+    counted: Sequence[int], lengths: Sequence[int], rule: PublishedSum, constant_tokens: int | None
+) -> list[float]:
+    """The factors of all sequences of an update as a published code has them (METHODS 1.2, 6.7); 0 where the stream sees none.
+
+    constant    1 / (gpus · L)      Σ/L of every micro-batch, the gradient averaged over GPUs
+    sum         1 / (gpus · n_j)    the token mean of every micro-batch j, added up over micro-batches
+    sequences   B_j / (B · n_j)     the token means, weighted by the share that j has of the stream's B sequences
+
+    Args:
+        counted: tokens of each sequence that the stream counts.
+        lengths: its prompt and response tokens, by which micro-batches fill.
+        rule: which of the three, and the code's GPUs and micro-batches.
+        constant_tokens: L of "constant".
+    """
+    if rule.kind == "constant":
+        assert constant_tokens is not None
+        return [1.0 / (rule.gpus * constant_tokens) if tokens else 0.0 for tokens in counted]
+    scales, seen = [0.0] * len(counted), sum(tokens > 0 for tokens in counted)
+    for batch in published_micro_batches(lengths, rule):
+        members = [i for i in batch if counted[i]]
+        tokens = sum(counted[i] for i in members)
+        for i in members:
+            scales[i] = 1.0 / (rule.gpus * tokens) if rule.kind == "sum" else len(members) / (seen * tokens)
+    return scales
+
+
+def published_micro_batches(lengths: Sequence[int], rule: PublishedSum) -> list[list[int]]:
+    """The sequences of each micro-batch: an even share for each GPU, in order, cut where the next one would not fit."""
+    share = max(1, -(-len(lengths) // rule.gpus))
+    batches: list[list[int]] = []
+    for start in range(0, len(lengths), share):
+        batch: list[int] = []
+        for i in range(start, min(start + share, len(lengths))):
+            if batch and sum(lengths[k] for k in batch) + lengths[i] > rule.tokens:
+                batches.append(batch)
+                batch = []
+            batch.append(i)
+        batches.append(batch)
+    return batches
 
 
 def weighted_sum(values_T: Tensor, scale_T: Tensor) -> Tensor:

@@ -64,6 +64,7 @@ class Chat:
     template: TemplateName = "tokenizer"
     system_prompt: str | None = None
     generation_eos: int | Sequence[int] | None = None
+    append_end: bool = True  # a demonstration ends with the tokenizer's eos; false is legacy (PSFT)
     stop_ids: TokenIds = field(init=False)  # sorted: the tokenizer's eos, generation_eos, the template's end of turn
     opens_thought: bool = field(init=False)  # the rendered prompt ends in "<think>\n"
 
@@ -124,7 +125,7 @@ class Chat:
         return ids
 
     def demonstration_ids(self, text: str) -> TokenIds:
-        """Ids of a demonstration as a response: no special tokens added, the tokenizer's eos at the end, once.
+        """Ids of a demonstration as a response: no special tokens added, the tokenizer's eos at the end, once (see `append_end`).
 
         A leading `<think>\\n` is dropped when the prompt already ends in it. Raises DataError for an empty text and for
         one that holds a stop token before its end, after which nothing could be sampled.
@@ -140,7 +141,7 @@ class Chat:
         if inner:
             token = self.tokenizer.convert_ids_to_tokens(inner[0])
             raise DataError(f"demonstration {text[:60]!r}...: holds the stop token {token!r} inside; remove the token")
-        return (*ids, self.tokenizer.eos_token_id)
+        return (*ids, self.tokenizer.eos_token_id) if self.append_end else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response without special tokens, with the `<think>\\n` that its prompt holds put in front."""

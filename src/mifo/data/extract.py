@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-_END_OF_THOUGHT = "</think>"
+END_OF_THOUGHT = "</think>"
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 # An escaped character is consumed with its backslash, so that \{ and \} are not taken for braces.
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -21,7 +21,7 @@ _BARE = re.compile(r"[+-]?(?:\.?[0-9][^\s$]{0,99}|\\[A-Za-z][^\s$]{0,99}|[A-Za-z
 
 def after_thought(text: str) -> str:
     """The text after the last `</think>`, or all of it when there is none."""
-    return text.rpartition(_END_OF_THOUGHT)[2]
+    return text.rpartition(END_OF_THOUGHT)[2]
 
 
 def last_boxed(text: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from mifo.config.schema import Config
 from mifo.methods.base import Method
@@ -14,6 +14,7 @@ from mifo.methods.grpo import Grpo
 from mifo.methods.luffy import Luffy
 from mifo.methods.mifo import Mifo
 from mifo.methods.prefix_rft import PrefixRft
+from mifo.methods.published import AsPublished
 from mifo.methods.relift import Relift
 from mifo.methods.rl_with_sft import RlWithSft
 from mifo.methods.sasr import Sasr
@@ -45,7 +46,10 @@ METHODS: dict[str, Callable[[Any, Config], Method]] = {
 
 def make_method(config: Config) -> Method:
     """The method that a checked configuration asks for."""
-    return METHODS[config.method.name](config.method, config)
+    method, legacy = METHODS[config.method.name](config.method, config), config.legacy
+    if legacy.reducer == "update" and not legacy.sft_over_gpus:
+        return method
+    return cast(Method, AsPublished(method, legacy))
 
 
 __all__ = ["METHODS", "Method", "make_method"]

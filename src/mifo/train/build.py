@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mifo.config.legacy import warning as legacy_warning
 from mifo.config.schema import Config
 from mifo.core.importance import ImportanceMap
 from mifo.core.surgery import GradientDrop
@@ -67,7 +68,8 @@ def make_grader(config: Config) -> Grader:
 
 def make_chat(config: Config, tokenizer: PreTrainedTokenizerBase) -> Chat:
     """Templates and stop ids of a run; the model's own generation configuration may name further end tokens."""
-    return Chat(tokenizer, config.data.template, config.data.system_prompt, generation_eos(config.model))
+    eos = generation_eos(config.model)
+    return Chat(tokenizer, config.data.template, config.data.system_prompt, eos, append_end=config.legacy.append_end)
 
 
 def verifier(grader: Grader) -> Verify:
@@ -77,6 +79,8 @@ def verifier(grader: Grader) -> Verify:
 
 def prepare(config: Config, grader: Grader) -> Prepared:
     """Tokenizer, templates, method and data: everything that a wrong configuration can break cheaply."""
+    if config.legacy.name != "none":
+        log.warning(legacy_warning(config.legacy))
     pick_device(config.model.device)
     tokenizer = load_tokenizer(config.model)
     chat = make_chat(config, tokenizer)

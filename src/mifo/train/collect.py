@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mifo.data.extract import END_OF_THOUGHT
 from mifo.errors import NumericsError
 from mifo.rewards import Answer, check_rewards
 from mifo.train.faults import bad_rewards, bad_rollouts, check_weights
@@ -137,6 +138,10 @@ def _grade(run: Run, problems: Sequence[Problem], rollouts: Sequence[Sequence[Ro
     ]
     graded = run.parts.grader.grade(answers)
     run.failures.see(answers, graded)
+    if run.config.legacy.require_thought_end:
+        graded = [
+            v if END_OF_THOUGHT in answer.text else Verdict.WRONG for v, answer in zip(graded, answers, strict=True)
+        ]
     verdicts = iter(graded)
     return [tuple(next(verdicts) for _ in row) for row in rollouts]
 

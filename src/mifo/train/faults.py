@@ -44,10 +44,11 @@ class Sample:
 class Fault:
     """Why an update was not taken, or was taken with a warning.
 
-    `kind` is "not finite" or "spike"; `action` says what was done about it: "skip", "rollback" or "warn".
+    `kind` is "not finite", "spike" or "norm" (above a published code's limit); `action` says what was done about it: "skip",
+    "rollback" or "warn".
     """
 
-    kind: Literal["not finite", "spike"]
+    kind: Literal["not finite", "spike", "norm"]
     reason: str
     action: Literal["skip", "rollback", "warn"] = "skip"
     samples: tuple[Sample, ...] = ()

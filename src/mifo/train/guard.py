@@ -31,10 +31,16 @@ LEAST_SPREAD, LEAST_SHARE = 1e-3, 0.1  # of the loss: in nats, and as a share of
 
 
 class Guard:
-    """Running statistics of one run, its skipped updates, and the copy that a rollback goes back to."""
+    """Running statistics of one run, its skipped updates, and the copy that a rollback goes back to.
 
-    def __init__(self, settings: GuardConfig) -> None:
+    Args:
+        settings: the [guard] table.
+        skip_above_norm: legacy: skip every update with a larger gradient norm, whatever is usual.
+    """
+
+    def __init__(self, settings: GuardConfig, skip_above_norm: float | None = None) -> None:
         self.settings = settings
+        self.skip_above_norm = skip_above_norm
         self.phase: str | None = None
         self.norms: dict[str, list[float]] = {}
         self.losses: dict[str, list[float]] = {}
@@ -67,6 +73,9 @@ class Guard:
         for window, value in ((norms, norm), (losses, loss)):
             window.append(value)
             del window[: -self.settings.spike_window]
+        if self.skip_above_norm is not None and norm > self.skip_above_norm:
+            limit = f"gradient norm {norm:.3g}, above legacy.skip_above_norm = {self.skip_above_norm:g}"
+            return Fault(kind="norm", reason=limit)
         if not reasons:
             return None
         action = self.settings.on_spike

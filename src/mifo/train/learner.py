@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mifo.core.freeze import ElementFreeze
 from mifo.core.losses import PolicyGradient
-from mifo.core.reduce import sequence_scale, update_totals, weighted_sum
+from mifo.core.reduce import Totals, published_scales, sequence_scale, update_totals, weighted_sum
 from mifo.core.surgery import GradientDrop
 from mifo.data.pack import MicroBatch, pack, plan_micro_batches
 from mifo.train.faults import Fault, Sample, blame, check_weights, sample_of
@@ -46,7 +46,7 @@ from mifo.train.rows import (
 )
 from mifo.train.selection import select_prefixes
 from mifo.train.tally import Tally, UpdateReport
-from mifo.types import Sequence, TokenStats, Update
+from mifo.types import Sequence, Term, TokenStats, Update
 
 Result = TypeVar("Result")
 Scales = dict[str, list[float]]
@@ -194,12 +194,19 @@ class Learner:
 
     def _scales(self, update: Update) -> Scales:
         """s_i of every sequence in every stream; 0 where the stream does not see the sequence."""
-        lengths = {term.name: [counted_tokens(term, s) for s in update.sequences] for term in update.terms}
-        totals = update_totals(list(lengths.values()), self.world.all_sum)
+        counted = {term.name: [counted_tokens(term, s) for s in update.sequences] for term in update.terms}
+        totals = update_totals(list(counted.values()), self.world.all_sum)
         return {
-            term.name: [sequence_scale(n, total, term.normalizer, term.constant_tokens) for n in lengths[term.name]]
+            term.name: self._term_scales(term, counted[term.name], total, update)
             for term, total in zip(update.terms, totals, strict=True)
         }
+
+    def _term_scales(self, term: Term, counted: list[int], totals: Totals, update: Update) -> list[float]:
+        if term.published is None:
+            return [sequence_scale(tokens, totals, term.normalizer, term.constant_tokens) for tokens in counted]
+        assert self.world.size == 1, "the micro-batches of a published code are cut from the whole update"
+        lengths = [len(s.prompt_ids) + len(s.response_ids) for s in update.sequences]
+        return published_scales(counted, lengths, term.published, term.constant_tokens)
 
     def _backward(
         self, update: Update, batch: MicroBatch, origin: SequenceOf[int], scales: Scales, tally: Tally

@@ -86,7 +86,7 @@ class Run:
         self.scores: dict[str, Any] = {}
         self.frozen: dict[str, Any] | None = None
         self.freeze: ElementFreeze | None = None  # of the SFT phase under way
-        self.guard = Guard(parts.config.guard)
+        self.guard = Guard(parts.config.guard, parts.config.legacy.skip_above_norm)
         self.tainted: Fault | None = None  # what was collected in this turn cannot be learned from
         self.elapsed_before = 0.0
         self.verdicts_before: Mapping[str, int] = {}

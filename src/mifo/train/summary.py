@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from mifo.config.legacy import in_force
 from mifo.errors import CheckpointError
 from mifo.train.run import Run
 from mifo.train.storage import replace_file, sync_files
@@ -20,6 +21,7 @@ def summarise(run: Run) -> dict[str, Any]:
     phases = [meter for meter in run.meters if "after" in meter]
     return {
         "method": run.method_name,
+        "legacy": in_force(run.config.legacy),
         "accuracy_before": _get(before, "accuracy"),
         "accuracy_before_interval": _interval(before),
         "accuracy_after": _get(after, "accuracy"),

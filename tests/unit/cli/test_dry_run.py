@@ -3,7 +3,7 @@
 import pytest
 
 from mifo.cli import main
-from mifo.config.load import read_recipe, recipe_names
+from mifo.config.load import load_config, read_recipe, recipe_names
 
 PAPER = ("qwen2.5-math-1.5b", "qwen2.5-math-7b", "llama-3.1-8b")
 WHOLE = "smollm2-arithmetic"  # most have its [data]; a tenth of the problems is enough for them
@@ -13,13 +13,16 @@ WHOLE = "smollm2-arithmetic"  # most have its [data]; a tenth of the problems is
 def test_dry_run(name, model_folder, gsm8k_files, verl_file, tmp_path, capsys, monkeypatch, no_model_is_loaded):
     monkeypatch.chdir(tmp_path)
     flags = [] if name == "tiny" else ["--model.path", model_folder]
-    if name == "gsm8k-smollm2":
+    data = load_config(name)[1].data
+    if data.train == "gsm8k/train.jsonl":
         flags += ["--data.train", gsm8k_files[0], "--data.evaluation", gsm8k_files[1]]
-    published = name in PAPER or name.endswith("qwen2.5-math-7b")
+    published = data.train not in ("embedded", "gsm8k/train.jsonl")
     if name != WHOLE and read_recipe(name).tables["data"] == read_recipe(WHOLE).tables["data"]:
         flags += ["--data.train-problems", "250", "--data.evaluation-problems", "50"]
     if published:
         flags += ["--data.train", verl_file]
+    if name == "dapo-qwen2.5-32b":  # longer than the stand-in's context
+        flags += ["--rollout.max-response-tokens", "8192", "--evaluation.max-response-tokens", "8192"]
     if name == "relift-qwen2.5-math-7b":
         flags += ["--method.buffer-size", "64"]  # of the 70 problems that there are
     assert main(["train", name, *flags, "--dry-run"]) == 0
@@ -31,6 +34,7 @@ def test_dry_run(name, model_folder, gsm8k_files, verl_file, tmp_path, capsys, m
     assert not list(tmp_path.iterdir())  # nothing is written
     if published:
         assert "70 training problems, 70 with a demonstration; 0 held out" in shown
+    if published and data.template == "luffy":
         assert "User: This is the problem:\nWhat is" in shown
         assert "Assistant: <think>" in shown
     if name in PAPER:

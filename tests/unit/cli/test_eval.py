@@ -51,9 +51,9 @@ def test_a_model_folder_is_told_to_box_answers_on_embedded_data(run_folder, tmp_
 
     original = mifo.train.build.Chat
 
-    def spy(tokenizer, template, system_prompt, generation_eos):
+    def spy(tokenizer, template, system_prompt, generation_eos, **more):
         seen.append((template, system_prompt))
-        return original(tokenizer, template, system_prompt, generation_eos)
+        return original(tokenizer, template, system_prompt, generation_eos, **more)
 
     monkeypatch.setattr(mifo.train.build, "Chat", spy)
     model = str(run_folder / "export")

@@ -167,3 +167,90 @@ def test_the_forms_of_uft():
     stage, r3 = (load_config(f"uft-{form}-smollm2")[1].method for form in ("stage", "r3"))
     assert (stage.hints, stage.hint_coefficient) == ("stage", 0.001)
     assert (r3.hints, r3.hint_coefficient) == ("uniform", 0.0)
+
+
+def sft_of(name):
+    """(batch, loss, updates a batch) and the optimizer's (rate, decay, warm-up, end, lowest share, clip) of an SFT recipe."""
+    _, config = load_config(name)
+    method, optimizer = config.method, config.sft_optimizer
+    assert isinstance(method, SftMethod)
+    assert method.token_fraction == 1.0
+    assert not config.data.verify_demonstrations
+    schedule = (optimizer.schedule, optimizer.warmup_updates, optimizer.decay_updates)
+    assert config.train.steps * method.sft.updates_per_batch >= (optimizer.decay_updates or 0)
+    return (method.batch_size, method.sft.loss, method.sft.updates_per_batch), (optimizer.learning_rate, *schedule)
+
+
+def test_published_settings_of_the_imitation_losses():
+    """METHODS 3: rate, batch and schedule of each code."""
+    assert sft_of("dft-qwen2.5-math-1.5b") == ((256, "dft", 1), (5e-5, "cosine", 39, 390))
+    assert sft_of("gem-qwen2.5-math-7b") == ((128, "gem", 1), (2e-5, "cosine", 70, 2343))
+    assert sft_of("psft-qwen2.5-7b-instruct") == ((64, "psft", 8), (1e-6, "constant", 80, None))
+    assert sft_of("asft-qwen2.5-7b") == ((64, "asft", 1), (2e-5, "constant", 0, None))
+    assert sft_of("eaft-qwen2.5-0.5b-instruct") == ((16, "eaft", 1), (1e-5, "cosine", 19, 187))
+    dft = load_config("dft-qwen2.5-math-1.5b")[1].sft_optimizer
+    assert (dft.beta1, dft.beta2, dft.weight_decay, dft.clip_norm) == (0.9, 0.95, 0.01, 1.0)
+    gem, asft, eaft = (
+        load_config(n)[1].method.sft for n in ("gem-qwen2.5-math-7b", "asft-qwen2.5-7b", "eaft-qwen2.5-0.5b-instruct")
+    )
+    assert (gem.gem_beta, gem.gem_weight, asft.asft_kl, eaft.eaft_alpha) == (0.7, "logsigmoid", 0.05, 1.0)
+    assert load_config("psft-qwen2.5-7b-instruct")[1].sft_optimizer.weight_decay == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "sampled", "rate", "settings"),
+    [
+        (
+            "dr-grpo-qwen2.5-math-7b", (128, 8, 1), 1e-6,
+            {"normalizer": "constant", "constant_tokens": 3000, "advantage_std": False},
+        ),
+        (
+            "dapo-qwen2.5-32b",
+            (512, 16, 16),
+            1e-6,
+            {
+                "clip_low": 0.2, "clip_high": 0.28, "dual_clip": 10.0, "overlong_tokens": 4096, "dynamic_prompts": 1536,
+                "dynamic_rounds": 10, "advantage_std": True, "normalizer": "token",
+            },
+        ),
+        (
+            "gspo-qwen2.5-3b-instruct", (512, 16, 4), 1e-6,
+            {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "normalizer": "sequence"},
+        ),
+        ("cispo-qwen3-8b", (1024, 5, 4), 1e-6, {"clip": "weight", "clip_low": None, "clip_high": 0.2, "kl_coefficient": 0.001}),
+        ("rloo-qwen2-7b-instruct", (1024, 5, 4), 1e-6, {"advantage": "rloo", "kl_coefficient": 0.001}),
+        ("reinforce-qwen3-8b", (1024, 8, 1), 3e-6, {"advantage": "reinforce", "normalizer": "token"}),
+        ("reinforce-baseline-qwen3-8b", (1024, 8, 1), 3e-6, {"advantage": "reinforce_baseline", "normalizer": "token"}),
+    ],
+)  # fmt: skip
+def test_published_settings_of_the_rl_variants(name, sampled, rate, settings):
+    """METHODS 4."""
+    _, config = load_config(name)
+    assert isinstance(config.method, GrpoMethod)
+    rl = config.method.rl
+    assert (rl.prompts_per_step, rl.rollouts_per_prompt, rl.updates_per_step) == sampled
+    assert config.rl_optimizer.learning_rate == rate
+    assert rl.entropy_coefficient == 0.0
+    assert {field: getattr(rl, field) for field in settings} == settings
+    assert config.reward.incorrect == (-1.0 if name.startswith("dapo") else 0.0)
+
+
+def test_every_loss_and_variant_has_a_recipe_on_the_embedded_model_and_a_published_one():
+    names = recipe_names()
+    own = [
+        "dft",
+        "gem",
+        "psft",
+        "asft",
+        "eaft",
+        "dr-grpo",
+        "dapo",
+        "gspo",
+        "cispo",
+        "rloo",
+        "reinforce",
+        "reinforce-baseline",
+    ]
+    for variant in [*own, *MIXED, "srft"]:
+        assert f"{variant}-smollm2" in names
+        assert [n for n in names if re.fullmatch(rf"{variant}(-50+)?-(qwen|llama).*", n)], variant
