@@ -39,7 +39,9 @@ def details(name: str, record: dict[str, Any]) -> str:
         parts = []
         for memory in ("plenty", "little"):
             own, other = record[memory]["foreground"]["held"], record[memory]["background"]
-            both = ", ".join(f"{held:.0f} of {done:.0f}" for held, done in zip(other["held"], other["done"], strict=True))
+            both = ", ".join(
+                f"{held:.0f} of {done:.0f}" for held, done in zip(other["held"], other["done"], strict=True)
+            )
             parts.append(f"{memory} of memory: {', '.join(f'{s:.0f}' for s in own)} s against {both} s")
         return f"a save of {record['bytes'] / 1e9:.2f} GB holds training up; " + "; ".join(parts)
     return ""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mifo.config.bounds import Count, CountOrZero, NonNegative, Positive, PositiveShare, Share, ShareBelowOne
-from mifo.config.method_tables import BreadMethod, PrefixRftMethod, SasrMethod, UftMethod
 from mifo.config.legacy import LegacyConfig
+from mifo.config.method_tables import BreadMethod, PrefixRftMethod, SasrMethod, UftMethod
 from mifo.config.tables import (
     DataConfig,
     EvaluationConfig,
