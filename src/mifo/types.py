@@ -283,8 +283,8 @@ class Phase:
     `prefixes` says which rollouts continue a demonstration, `retries` what is sampled again. `demonstrations` more problems are
     drawn without rollouts. `optimizer` names the optimizer whose moments it uses; `fresh` starts a phase without any, and its
     schedule anew. `freeze` holds for the whole phase. `reference` names what KL terms compare with: the model as it was loaded
-    (None), or the policy as it was when a phase of that name first came. An SFT phase that is not `metered` is not measured
-    around.
+    (None), or the policy as the first of the phases in a row with this name found it. Around an SFT phase that is not `metered`
+    accuracy is not measured.
     """
 
     name: Literal["rl", "sft", "mixed"]

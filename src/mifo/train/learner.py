@@ -82,6 +82,7 @@ class Learner:
         self.world = world or World()
         self.reference = reference
         self.reference_name: str | None = None  # see `train.reference`
+        self.reference_taken = False  # from the policy; otherwise it is the model as it was loaded
         self.sampler_watch = sampler_watch
         self.window = window
         self.parameters = policy.parameters

@@ -1,6 +1,7 @@
 """The model that KL terms compare with: as it was loaded, or the policy as it was where some phase began (`Phase.reference`).
 
-The first is read from `model.path` at every start, and only its hash is saved; the second is part of checkpoints.
+The first is read from `model.path` at every start, and only its hash is saved; the second is part of checkpoints. Once a policy
+was taken the loaded model is gone: the first phase after that which names none takes the policy too.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from mifo.types import Phase
 
 @torch.no_grad()
 def refer(learner: Learner, phase: Phase) -> bool:
-    """Take the policy as the reference if this is the first phase that names its reference so; says whether it was.
+    """Take the policy as the reference if the phase names its reference otherwise than the last one; says whether it did.
 
     Where no term has a reference only the name is kept.
     """
     if phase.reference == learner.reference_name:
         return False
-    assert phase.reference is not None, "the model as it was loaded is no longer there"
     learner.reference_name = phase.reference
     if learner.reference is not None:
+        learner.reference_taken = True
         _copy(dict(learner.policy.model.named_parameters()), learner)
     return True
 
 
 def reference_tensors(learner: Learner) -> dict[str, Mapping[str, Tensor]]:
     """What a checkpoint needs of the reference: its weights, under "reference"; {} where it is the model as it was loaded."""
-    if learner.reference is None or learner.reference_name is None:
+    if learner.reference is None or not learner.reference_taken:
         return {}
     return {"reference": dict(learner.reference.model.named_parameters())}
 
@@ -39,8 +40,8 @@ def reference_tensors(learner: Learner) -> dict[str, Mapping[str, Tensor]]:
 @torch.no_grad()
 def load_reference(learner: Learner, name: str | None, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Restore what `reference_tensors` gave, and its name."""
-    learner.reference_name = name
-    if learner.reference is not None and name is not None:
+    learner.reference_name, learner.reference_taken = name, "reference" in tensors
+    if learner.reference_taken:
         _copy(tensors["reference"], learner)
 
 
