@@ -139,7 +139,7 @@ def contents(folder: Path) -> dict[str, str]:
     found = {name: entry.sha256 for name, entry in manifest.files.items() if name != "state.json"}
     state = timeless(read_json(newest / "state.json"))
     found["state"] = _hash({name: value for name, value in state.items() if name not in SESSION})
-    for stream in ("metrics", "samples", "events"):
+    for stream in ("metrics", "samples", "events", "evaluations"):
         records = [json.loads(line) for line in (folder / f"{stream}.jsonl").read_text().splitlines()]
         records = [r for r in records if r.get("event") not in ("checkpoint", "resumed", "log_lost")]
         found[stream] = _hash([timeless(record) for record in records])

@@ -20,10 +20,9 @@ from rich.table import Table
 from mifo.config.decode import decode
 from mifo.config.load import Recipe
 from mifo.config.schema import Config, DataConfig, EvaluationConfig, MifoMethod, ModelConfig, RolloutConfig
-from mifo.data.chat import Chat
 from mifo.data.tasks import INSTRUCTION
 from mifo.errors import ConfigError, ModelError
-from mifo.eval.score import evaluate, evaluation_sampling, make_evaluate
+from mifo.eval.score import check_evaluation_fits, evaluate, evaluation_sampling, make_evaluate
 from mifo.signals import EXIT_STOPPED, stopping_on_signals
 from mifo.train.build import (
     Prepared,
@@ -39,7 +38,7 @@ from mifo.train.checkpoint import STATE, read_json
 from mifo.train.console import RunDisplay, Screen, clock, closing_table
 from mifo.train.corpus import read_evaluation
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
-from mifo.train.estimate import GIB, estimate
+from mifo.train.estimate import GIB, Estimate, estimate
 from mifo.train.folder import check_folder, open_checkpoints
 from mifo.train.lock import FolderLock
 from mifo.train.loop import train
@@ -47,7 +46,7 @@ from mifo.train.metrics import score_record
 from mifo.train.model import TINY, load_model, load_tokenizer
 from mifo.train.storage import Storage
 from mifo.train.summary import write_results
-from mifo.types import Problem, Score
+from mifo.types import Score
 
 EVAL_TOKENS = 512
 SHOWN_CHARACTERS = 1500
@@ -163,7 +162,7 @@ def dry_run(recipe: Recipe, config: Config, *, resume: bool = False) -> int:
     for name, size in expected.memory.items():
         table.add_row(name, f"{size / GIB:.2f} GiB")
     table.add_row("memory in all, at most", f"{expected.total_bytes / GIB:.2f} GiB", style="bold")
-    table.add_row("time", f"{clock(expected.seconds_per_step)} a step, {_time_in_all(config, expected.seconds)}")
+    table.add_row("time", f"{clock(expected.seconds_per_step)} a step, {_time_in_all(config, expected)}")
     table.add_row("", "without evaluation, and without what a step costs however small it is")
     console.print(table)
     console.print(
@@ -172,12 +171,17 @@ def dry_run(recipe: Recipe, config: Config, *, resume: bool = False) -> int:
     return 0
 
 
-def _time_in_all(config: Config, seconds: float) -> str:
-    minutes = config.train.minutes
-    if minutes is not None and seconds > 60 * minutes:
-        steps = f"{config.train.steps} steps would take {clock(seconds)}"
-        return f"{clock(60 * minutes)} in all by train.minutes = {minutes:g} ({steps})"
-    return f"{clock(seconds)} for {config.train.steps} steps"
+def _time_in_all(config: Config, expected: Estimate) -> str:
+    """By the bound that is reached first; a bound on tokens is left out of the estimate."""
+    train, seconds = config.train, expected.seconds
+    by_steps, bound = f"{config.train.steps} steps would take {clock(seconds)}", ""
+    if train.max_flops is not None and seconds > (
+        most := train.max_flops / expected.flops_per_step * expected.seconds_per_step
+    ):
+        seconds, bound = most, f"train.max_flops = {train.max_flops:g}"
+    if train.minutes is not None and seconds > 60 * train.minutes:
+        seconds, bound = 60 * train.minutes, f"train.minutes = {train.minutes:g}"
+    return f"{clock(seconds)} in all by {bound} ({by_steps})" if bound else f"{clock(seconds)} for {train.steps} steps"
 
 
 def _where_it_resumes(folder: Path, config: Config) -> str:
@@ -229,7 +233,7 @@ def eval_command(known: argparse.Namespace) -> int:
             console.print(f"system prompt: {config.data.system_prompt}", highlight=False, markup=False)
         set_up_cpu(config.train.threads)
         model = load_model(config.model).to(device)
-        _check_eval_fits(model.config.max_position_embeddings, chat, problems, config)
+        check_evaluation_fits(model.config.max_position_embeddings, chat, problems, config)
         engine = build_engine(model, config, device, pick_dtype(config.model.compute, device))
         start = time.perf_counter()
         score = evaluate(
@@ -251,20 +255,6 @@ def eval_command(known: argparse.Namespace) -> int:
                 f"--json {known.json}: cannot be written ({error.strerror or error}). The figures stand above; write elsewhere."
             ) from error
     return 0
-
-
-def _check_eval_fits(context: int, chat: Chat, problems: Sequence[Problem], config: Config) -> None:
-    longest, name = max((len(chat.prompt_ids(problem)), problem.id) for problem in problems)
-    if longest >= context:
-        raise ModelError(
-            f"the prompt of problem '{name}' has {longest} tokens, and '{config.model.path}' only {context} positions: no answer "
-            "fits behind it. Leave such problems out of the data, or measure a model with a longer context."
-        )
-    if longest + config.evaluation_tokens > context:
-        raise ModelError(
-            f"the longest prompt ({longest} tokens) and --max-tokens = {config.evaluation_tokens} do not fit the {context} "
-            f"positions of '{config.model.path}'. Lower --max-tokens to {context - longest} or less."
-        )
 
 
 def _eval_config(known: argparse.Namespace) -> Config:

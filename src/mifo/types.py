@@ -315,10 +315,12 @@ class Interval:
 class Score:
     """Accuracy of a model on held-out problems.
 
-    `accuracy` counts problems (the mean over their samples); `verdicts` counts answers; lengths are in tokens.
+    `accuracy` counts problems (the mean over their samples); `verdicts` counts answers; lengths are in tokens. `by_problem` is
+    the share of correct answers of each problem, by its id: what a paired comparison needs.
     """
 
     accuracy: Interval
+    by_problem: Mapping[str, float]
     response_length: float
     truncated: float
     verdicts: Mapping[str, int]

@@ -51,7 +51,7 @@ def test_same_seed_same_bits(finished, tmp_path):
     folder, run = finished
     again = run_small(small_config(), tmp_path / "again")
     assert_same(run, again)
-    for stream in ("metrics", "samples", "events"):
+    for stream in ("metrics", "samples", "events", "evaluations"):
         assert journal(folder, stream) == journal(tmp_path / "again", stream)
 
 
@@ -67,7 +67,7 @@ def test_killed_after_every_step_and_resumed(finished, tmp_path):
         cut_back(folder, target, iteration)
         resumed = run_small(small_config(), target, resume=True)
         assert_same(run, resumed)
-        for stream in ("metrics", "samples"):
+        for stream in ("metrics", "samples", "evaluations"):
             assert journal(target, stream) == journal(folder, stream), iteration
 
 

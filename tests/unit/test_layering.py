@@ -18,6 +18,7 @@ PART_OF = {
     "commands": "cli",
     "lab_verbs": "cli",
     "lab_commands": "cli",
+    "commands_compare": "cli",
     "signals": "cli",
     "__main__": "cli",
     "recipes": "config",

@@ -106,6 +106,8 @@ def _check_evaluation(config: Config) -> None:
             f"evaluation.every_steps = {evaluation.every_steps} with data.evaluation = 'none': there is nothing to "
             "evaluate. Name held-out problems or set evaluation.every_steps to none."
         )
+    if evaluation.every_flops is not None:
+        _check_every_flops(evaluation.every_flops, config)
     if evaluation.meter_problems is not None and not evaluation.around_sft:
         raise ConfigError(
             f"evaluation.meter_problems = {evaluation.meter_problems} has no effect with evaluation.around_sft = false: there "
@@ -121,6 +123,25 @@ def _check_evaluation(config: Config) -> None:
         raise ConfigError(
             f"evaluation.samples = {evaluation.samples} with evaluation.temperature = 0: greedy responses are all equal. "
             "Use 1 sample, or a temperature such as 0.6."
+        )
+
+
+def _check_every_flops(every: float, config: Config) -> None:
+    if config.data.evaluation == "none":
+        raise ConfigError(
+            f"evaluation.every_flops = {every:g} with data.evaluation = 'none': there is nothing to evaluate. Name held-out "
+            "problems or set evaluation.every_flops to none."
+        )
+    if config.evaluation.every_steps is not None:
+        raise ConfigError(
+            f"evaluation.every_flops = {every:g} and evaluation.every_steps = {config.evaluation.every_steps} would measure some "
+            "weights twice. Set one of them to none."
+        )
+    budget = config.train.max_flops
+    if budget is not None and every >= budget:
+        raise ConfigError(
+            f"evaluation.every_flops = {every:g} has no effect with train.max_flops = {budget:g}: the run ends before it, and is "
+            "measured then anyway. Lower it, or leave it out."
         )
 
 

@@ -60,6 +60,14 @@ def read_recipe(name_or_path: str) -> Recipe:
     return _read(name_or_path, None, ())
 
 
+def recipe_chain(name: str) -> list[str]:
+    """The names of a shipped recipe and of those it extends, itself first."""
+    names = [name]
+    while (base := read_toml(_locate(names[-1], None)).get("extends")) is not None:
+        names.append(base)
+    return names
+
+
 def _read(reference: str, parent: Path | None, seen: tuple[str, ...]) -> Recipe:
     path = _locate(reference, parent)
     place = str(path.resolve())
@@ -67,7 +75,7 @@ def _read(reference: str, parent: Path | None, seen: tuple[str, ...]) -> Recipe:
         raise ConfigError(f"extends runs in a circle: {' -> '.join((*seen, place))}. Remove one of them.")
     if len(seen) >= MAX_EXTENDS:
         raise ConfigError(f"{path}: extends runs through more than {MAX_EXTENDS} files. Merge some of them.")
-    data = _parse(path)
+    data = read_toml(path)
     description = data.pop("description", "")
     if not isinstance(description, str):
         raise ConfigError(f"{path}: description = {description!r} must be a text in quotes.")
@@ -98,7 +106,12 @@ def _locate(reference: str, parent: Path | None) -> Path:
     raise ConfigError(f"'{reference}' is neither a recipe nor a .toml file. {closest(reference, recipe_names())}")
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as plain data.
+
+    Raises:
+        ConfigError: it cannot be read, is no TOML, is over 64 KiB, or nests too deeply.
+    """
     size = path.stat().st_size
     if size > MAX_CONFIG_BYTES:
         raise ConfigError(

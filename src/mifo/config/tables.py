@@ -144,6 +144,10 @@ class TrainConfig:
     """RL steps (SFT updates for method sft) to take."""
     minutes: Positive | None = None
     """Stop at the first step that ends after this many minutes, or keep to the number of steps (none)."""
+    max_flops: Positive | None = None
+    """Stop at the first step that ends with this many FLOPs spent, 2·N·D generated and 6·N·D trained (none: no bound)."""
+    max_tokens: Count | None = None
+    """Stop at the first step that ends with this many response tokens generated and trained on, together (none: no bound)."""
     seed: Seed = 0
     """Seed of data order, sampling and initialisation."""
     micro_batch_tokens: Count = 8192
@@ -160,6 +164,8 @@ class EvaluationConfig:
 
     every_steps: Count | None = None
     """Also measure every so many RL steps; none: only before and after training."""
+    every_flops: Positive | None = None
+    """Also measure at the first step that ends after each multiple of so many FLOPs; none: not by FLOPs."""
     around_sft: bool = True
     """Measure just before and just after every SFT phase: the forgetting meter."""
     meter_problems: Count | None = None

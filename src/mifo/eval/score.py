@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from mifo.config.schema import Config
 from mifo.data.chat import Chat
+from mifo.errors import ModelError
 from mifo.rewards import Answer, Grader
 from mifo.rollout.engine import Engine
 from mifo.train.run import Evaluate
@@ -89,12 +90,32 @@ def evaluate(
     }
     return Score(
         accuracy=mean_interval(scores, samples=samples),
+        by_problem={problem.id: score for problem, score in zip(problems, scores, strict=True)},
         response_length=sum(len(r.token_ids) for r in rollouts) / len(rollouts),
         truncated=sum(r.stop == "length" for r in rollouts) / len(rollouts),
         verdicts={verdict.value: verdicts.count(verdict) for verdict in Verdict},
         by_source=by_source,
         seconds=time.perf_counter() - start,
     )
+
+
+def check_evaluation_fits(context: int, chat: Chat, problems: Sequence[Problem], config: Config) -> None:
+    """Prompts with the longest response must fit the model's context.
+
+    Raises:
+        ModelError: names the longest, the context and the remedy.
+    """
+    longest, name = max((len(chat.prompt_ids(problem)), problem.id) for problem in problems)
+    if longest >= context:
+        raise ModelError(
+            f"the prompt of problem '{name}' has {longest} tokens, and '{config.model.path}' only {context} positions: no answer "
+            "fits behind it. Leave such problems out of the data, or measure a model with a longer context."
+        )
+    if longest + config.evaluation_tokens > context:
+        raise ModelError(
+            f"the longest prompt ({longest} tokens) and --max-tokens = {config.evaluation_tokens} do not fit the {context} "
+            f"positions of '{config.model.path}'. Lower --max-tokens to {context - longest} or less."
+        )
 
 
 def evaluation_sampling(config: Config, chat: Chat) -> Sampling:

@@ -1,0 +1,1 @@
+"""Experiments about training rather than with it: comparisons of methods."""

@@ -6,7 +6,7 @@ It listens to the records that are also written to the run folder, so the screen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -22,10 +22,11 @@ class Screen(Console):
     """The terminal as text from outside may meet it: no markup, no emoji codes, no control characters in any string.
 
     Strings reach rich through `render_str`, whether printed or in a table; what is styled here is a `Text` or has a `style`.
+    `file` and `width` are for text that goes elsewhere.
     """
 
-    def __init__(self) -> None:
-        super().__init__(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    def __init__(self, *, file: TextIO | None = None, width: int | None = None) -> None:
+        super().__init__(soft_wrap=True, markup=False, emoji=False, highlight=False, file=file, width=width)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """A string as it is, made printable; `options` are rich's, of which those that read the text are put off."""

@@ -25,11 +25,12 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Parameters, bytes by component, and seconds a step and in all (before evaluation)."""
+    """Parameters, bytes by component, FLOPs (2ND/6ND) a step, and seconds a step and in all (before evaluation)."""
 
     parameters: int
     context: int
     memory: dict[str, int]
+    flops_per_step: float
     seconds_per_step: float
     seconds: float
 
@@ -54,13 +55,13 @@ def estimate(config: Config, method: Method, corpus: Corpus) -> Estimate:
     # Dynamic sampling is taken to need one round: how many it will need is not known.
     groups = phase.prompts if phase.resample is None else phase.resample.groups
     trained = groups * (max(1, phase.rollouts) * response + prompt)
-    step = 2 * parameters * generated / (rate * DECODE_UTILISATION) + 6 * parameters * trained / (
-        rate * TRAIN_UTILISATION
-    )
+    generating, learning = 2 * parameters * generated, 6 * parameters * trained
+    step = generating / (rate * DECODE_UTILISATION) + learning / (rate * TRAIN_UTILISATION)
     return Estimate(
         parameters=parameters,
         context=shape.config.max_position_embeddings,
         memory=_memory(config, method, shape, parameters, dtype, sequences, prompt),
+        flops_per_step=float(generating + learning),
         seconds_per_step=step,
         seconds=step * config.train.steps,
     )

@@ -17,8 +17,9 @@ from mifo.train.manifest import hash_json
 from mifo.train.storage import Storage, replace_file
 
 MAY_CHANGE_ON_RESUME = (
-    "train.steps", "train.minutes", "run.", "train.threads", "reward.workers", "reward.seconds_per_answer",
-    "reward.worker_memory_mib", "reward.max_failure_share", "reward.failure_window", "reward.unsafe_code_execution",
+    "train.steps", "train.minutes", "train.max_flops", "train.max_tokens", "run.", "train.threads", "reward.workers",
+    "reward.seconds_per_answer", "reward.worker_memory_mib", "reward.max_failure_share", "reward.failure_window",
+    "reward.unsafe_code_execution",
 )  # fmt: skip
 CONFIG = "config.json"
 

@@ -1,4 +1,4 @@
-"""The append-only JSONL files of a run folder: metrics, samples, events.
+"""The append-only JSONL files of a run folder: metrics, samples, events, evaluations.
 
 A checkpoint stores their lengths; a resumed run cuts them back to it, so that what a killed run wrote after its last
 checkpoint is not there twice, and half a line never stays.
@@ -20,11 +20,11 @@ from mifo.errors import CheckpointError
 from mifo.printable import printable_json
 from mifo.train.storage import Storage, write_all, write_file
 
-STREAMS = ("metrics", "samples", "events")
+STREAMS = ("metrics", "samples", "events", "evaluations")
 
 
 class Journal:
-    """Three JSONL files, one object a line, handed to the system at every line."""
+    """Four JSONL files, one object a line, handed to the system at every line."""
 
     def __init__(self, folder: Path, storage: Storage) -> None:
         self.paths = {name: folder / f"{name}.jsonl" for name in STREAMS}

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mifo.config.schema import TrainConfig
+
 FLOPS_PER_GENERATED, FLOPS_PER_TRAINED = 2, 6  # × parameters × tokens
 
 
@@ -48,6 +50,21 @@ class Ledger:
     def training_flops(self) -> float:
         """6·N·D over tokens fed to forward and backward passes."""
         return float(FLOPS_PER_TRAINED * self.parameters * (self.rl_fed_tokens + self.sft_fed_tokens))
+
+    @property
+    def flops(self) -> float:
+        """All FLOPs of training: generation and learning."""
+        return self.generation_flops + self.training_flops
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens generated, and those that entered an update, counted once for each."""
+        return self.generated_tokens + self.rl_tokens + self.sft_tokens
+
+    def spent(self, train: TrainConfig, minutes: float) -> bool:
+        """Whether a budget of the [train] table is used up; `minutes` is the run's wall time."""
+        spent = ((minutes, train.minutes), (self.flops, train.max_flops), (self.tokens, train.max_tokens))
+        return any(budget is not None and used >= budget for used, budget in spent)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:

@@ -27,13 +27,14 @@ class FolderLock:
     Args:
         folder: the run folder.
         enabled: false only makes the folder, for file systems without locks.
+        elsewhere: the flag by which another folder is chosen, for messages.
 
     Raises (on entry):
         CheckpointError: another process holds it (which one), the file system has no locks, or it cannot be written to.
     """
 
-    def __init__(self, folder: Path, *, enabled: bool = True) -> None:
-        self.folder, self.enabled = folder, enabled
+    def __init__(self, folder: Path, *, enabled: bool = True, elsewhere: str = "--run.folder") -> None:
+        self.folder, self.enabled, self.elsewhere = folder, enabled, elsewhere
         self._file: int | None = None
         self._made: list[Path] = []
 
@@ -67,16 +68,17 @@ class FolderLock:
 
     def _refusal(self, error: OSError) -> str:
         if isinstance(error, BlockingIOError):
+            name = "--run.name" if self.elsewhere == "--run.folder" else self.elsewhere
             holder = (self.folder / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
-            return f"{self.folder} is in use by {holder}. Wait for it, end it, or choose another --run.name."
+            return f"{self.folder} is in use by {holder}. Wait for it, end it, or choose another {name}."
         if error.errno in NO_LOCKS:
             return (
                 f"{self.folder}: its file system cannot lock files ({error.strerror}). Put run.folder on one that can, or "
                 "take care yourself that no two runs share the folder, with --run.no-lock."
             )
         if error.errno in NOT_WRITABLE:
-            return f"{self.folder} cannot be written to ({error.strerror}). Choose another --run.folder."
-        return f"{self.folder} cannot be used ({error.strerror or error}). Choose another --run.folder."
+            return f"{self.folder} cannot be written to ({error.strerror}). Choose another {self.elsewhere}."
+        return f"{self.folder} cannot be used ({error.strerror or error}). Choose another {self.elsewhere}."
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -26,8 +26,9 @@ def freeze_record(report: FreezeReport) -> dict[str, Any]:
 
 
 def score_record(score: Score) -> dict[str, Any]:
-    """A score as plain data."""
+    """A score as plain data, without its single problems."""
     plain = asdict(score)
+    del plain["by_problem"]
     plain["accuracy"] = score.accuracy.value
     plain["accuracy_low"], plain["accuracy_high"] = score.accuracy.low, score.accuracy.high
     plain["problems"] = score.accuracy.count

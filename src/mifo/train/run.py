@@ -91,7 +91,10 @@ class Run:
         self.elapsed_before = 0.0
         self.verdicts_before: Mapping[str, int] = {}
         self.turn: Turn | None = None  # under way: collected, and not yet recorded
-        self.evaluated = 0  # the step of the last evaluation that evaluation.every_steps asked for
+        self.evaluated, self.evaluated_flops = (
+            0,
+            0.0,
+        )  # step and FLOPs of the last evaluation that [evaluation] asked for
         self.finished_at: int | None = None  # the turn after which this run was finished
         self.stopped = False  # broken off because somebody asked
         self.started = self.turn_started = time.perf_counter()
@@ -121,11 +124,14 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Enough steps (or minutes), and no SFT phase left half done."""
-        half_done = self.method.next_phase().prompts == 0
-        minutes = self.config.train.minutes
-        late = minutes is not None and self.elapsed >= 60 * minutes
-        return not half_done and (self.steps >= self.config.train.steps or late)
+        """Enough steps (or minutes, FLOPs, tokens), and no SFT phase left half done."""
+        spent = self.ledger.spent(self.config.train, self.elapsed / 60)
+        return not self.in_sft_phase and (self.steps >= self.config.train.steps or spent)
+
+    @property
+    def in_sft_phase(self) -> bool:
+        """The next turn goes on with what was collected before, or begins to."""
+        return self.method.next_phase().prompts == 0
 
     @property
     def elapsed(self) -> float:
@@ -214,11 +220,14 @@ class Run:
         self.mark()
 
     def evaluate_if_due(self) -> None:
-        """Accuracy every `evaluation.every_steps` steps."""
-        every = self.config.evaluation.every_steps
-        if every is not None and self.steps > self.evaluated and self.steps % every == 0:
+        """Accuracy every `evaluation.every_steps` steps, or past each multiple of `evaluation.every_flops`."""
+        evaluation, flops = self.config.evaluation, self.ledger.flops
+        steps, every = evaluation.every_steps, evaluation.every_flops
+        by_steps = steps is not None and self.steps > self.evaluated and self.steps % steps == 0
+        by_flops = every is not None and flops // every > self.evaluated_flops // every
+        if by_steps or (by_flops and not self.in_sft_phase and not self.finished):
             self.evaluate(f"step {self.steps}")
-            self.evaluated = self.steps
+            self.evaluated, self.evaluated_flops = self.steps, flops
             self.mark()
 
     def save_if_due(self) -> None:
@@ -252,7 +261,8 @@ class Run:
             with self.ledger.timed("freeze"):
                 report = self.parts.importance.end_interval()
             self.frozen = freeze_record(report)
-        entry: dict[str, Any] = {"interval": self.ledger.intervals, "step": self.steps, "before": before}
+        place = {"interval": self.ledger.intervals, "step": self.steps, "flops": self.ledger.flops}
+        entry: dict[str, Any] = {**place, "before": before}
         self.meters.append(
             entry | {"frozen_fraction": (self.frozen or {}).get("frozen_fraction", 0.0), "demonstrations": 0}
         )
@@ -286,8 +296,10 @@ class Run:
             except NumericsError:
                 check_weights(self.learner.policy.model)  # says more, where they are the reason
                 raise
-        record = {"event": "evaluation", "label": label, "step": self.steps, "phase": self.phase, **score_record(score)}
-        self.emit("events", record)
+        place = {"label": label, "step": self.steps, "flops": self.ledger.flops}
+        self.emit("events", {"event": "evaluation", **place, "phase": self.phase, **score_record(score)})
+        if problems is None:
+            self.emit("evaluations", {**place, "problems": dict(score.by_problem)})
         return score
 
     # --- pieces of a step --------------------------------------------------------------------------------------------

@@ -27,7 +27,18 @@ from mifo.train.writer import CheckpointWriter
 if TYPE_CHECKING:
     from mifo.train.run import Run
 
-OWN = ("steps", "iterations", "version", "phase", "meters", "scores", "frozen", "evaluated", "finished_at")
+OWN = (
+    "steps",
+    "iterations",
+    "version",
+    "phase",
+    "meters",
+    "scores",
+    "frozen",
+    "evaluated",
+    "evaluated_flops",
+    "finished_at",
+)
 
 
 class Saving:

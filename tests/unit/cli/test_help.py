@@ -55,6 +55,7 @@ def test_the_guard_guards():
             for name in ("magnitude", "overlap", "entropy", "sparsify", "redundancy", "coupling")
         ),
         (("probe",), 2),
+        (("compare", "--help"), 0),
         (("recipes",), 0),
         (("methods",), 0),
         (("train",), 2),
@@ -70,7 +71,9 @@ def test_no_heavy_imports(arguments, status):
     assert done.stderr if status else done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("eval", "--help"), ("probe", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("train", "--help"), ("eval", "--help"), ("probe", "--help"), ("compare", "--help")]
+)
 def test_help_is_quick(arguments):
     def seconds():
         start = time.perf_counter()
@@ -113,7 +116,7 @@ def test_train_help_of_a_recipe(capsys, monkeypatch):
 def test_help_and_no_command(capsys, monkeypatch):
     text = shown(capsys, monkeypatch)
     assert text.startswith("usage: mifo ")
-    for verb in ("train", "eval", "probe", "rejuvenate", "recipes", "methods"):
+    for verb in ("train", "eval", "compare", "probe", "rejuvenate", "recipes", "methods"):
         assert re.search(rf"^    {verb}\s", text, re.MULTILINE)
 
 

@@ -15,6 +15,7 @@ to give one. This module imports neither torch nor transformers.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from itertools import zip_longest
 from types import MappingProxyType
@@ -25,7 +26,7 @@ from mifo.data.tasks.base import LEVELS, Draw, Family, Item, digest
 from mifo.errors import DataError
 from mifo.types import Message, Problem
 
-__all__ = ["FAMILIES", "INSTRUCTION", "Family", "Split", "generate"]
+__all__ = ["FAMILIES", "INSTRUCTION", "Family", "Split", "available", "generate"]
 
 Split = Literal["train", "validation", "test", "ood"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "ood")
@@ -56,7 +57,7 @@ def generate(
     if max_level is not None and not 1 <= max_level <= LEVELS:
         raise DataError(f"max_level = {max_level}: families have levels 1 to {LEVELS}; give one of them or none")
     queues = [_ordered(family, split, seed, max_level or LEVELS) for family in chosen]
-    most = min(len(queue) * len(chosen) + i for i, queue in enumerate(queues))
+    most = _in_equal_shares(queues)
     if count > most:
         sizes = ", ".join(f"{family.name} {len(queue)}" for family, queue in zip(chosen, queues, strict=True))
         raise DataError(
@@ -64,6 +65,16 @@ def generate(
             f"ask for {most} or fewer, or name other families"
         )
     return [queues[i % len(chosen)][i // len(chosen)] for i in range(count)]
+
+
+def available(split: Split, *, families: tuple[str, ...] | None = None, max_level: int | None = None) -> int:
+    """The largest `count` that `generate` accepts with these arguments."""
+    return _in_equal_shares([_ordered(f, split, 0, max_level or LEVELS) for f in _chosen_families(split, families)])
+
+
+def _in_equal_shares(queues: Sequence[Sequence[Problem]]) -> int:
+    """How many problems can be dealt in turn until one family has none left."""
+    return min(len(queue) * len(queues) + i for i, queue in enumerate(queues))
 
 
 def _chosen_families(split: str, names: tuple[str, ...] | None) -> list[Family]:

@@ -1,0 +1,140 @@
+"""Runs as processes of their own: some at a time, each to its end or to a stop, one failure never another's.
+
+A job is a chain of commands with one log. Children lead process groups of their own, so that Ctrl-C in a terminal reaches this
+process alone, which passes it on as SIGTERM: training saves, and the next start resumes it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mifo.train.stop import Stop
+
+POLL_SECONDS = 0.1
+SHOWN_OF_A_LINE = 400
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+Command = Sequence[str]  # a module of Python and its arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """`prepare` says, when the job's turn comes, which commands are run one after the other; `done` is called after them."""
+
+    name: str
+    log: Path
+    prepare: Callable[[], Sequence[Command]]
+    done: Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended; `reason` is None where it is done."""
+
+    name: str
+    seconds: float
+    reason: str | None = None
+
+
+@dataclass(kw_only=True)
+class _Running:
+    job: Job
+    rest: deque[Command]
+    log_before: int
+    started: float = field(default_factory=time.monotonic)
+    process: subprocess.Popen[bytes] | None = None
+
+
+def run_jobs(
+    jobs: Sequence[Job], *, at_once: int, threads: int, stop: Stop, ended: Callable[[Outcome], None]
+) -> list[Outcome]:
+    """Run jobs in their order, `at_once` at a time, until all have ended or `stop` is asked.
+
+    Args:
+        jobs: a failed one does not keep others from running.
+        at_once: processes.
+        threads: CPU threads of each.
+        stop: when asked, children get SIGTERM and are waited for.
+        ended: called for each job that ended by itself.
+
+    Returns:
+        The outcomes of those jobs, in the order in which they ended.
+    """
+    waiting, running, outcomes = deque(jobs), list[_Running](), list[Outcome]()
+    environment = dict(os.environ) | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    try:
+        while (waiting or running) and not stop.requested:
+            while waiting and len(running) < at_once:
+                job = waiting.popleft()
+                before = job.log.stat().st_size if job.log.exists() else 0
+                running.append(_Running(job=job, rest=deque(job.prepare()), log_before=before))
+            for entry in list(running):
+                outcome = _advance(entry, environment)
+                if outcome is not None:
+                    running.remove(entry)
+                    outcomes.append(outcome)
+                    ended(outcome)
+            if running:
+                time.sleep(POLL_SECONDS)
+    finally:
+        _end([entry.process for entry in running if entry.process is not None])
+    return outcomes
+
+
+def _advance(entry: _Running, environment: Mapping[str, str]) -> Outcome | None:
+    """Start the job's next command where none runs; its outcome once it has ended."""
+    process = entry.process
+    if process is not None:
+        status = process.poll()
+        if status is None:
+            return None
+        if status != 0:
+            return Outcome(name=entry.job.name, seconds=_since(entry), reason=_reason(entry, status))
+    if entry.rest:
+        entry.process = _start(entry.rest.popleft(), entry.job.log, environment)
+        return None
+    entry.job.done()
+    return Outcome(name=entry.job.name, seconds=_since(entry))
+
+
+def _since(entry: _Running) -> float:
+    return time.monotonic() - entry.started
+
+
+def _start(command: Command, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "mifo.lab.arena_child", str(os.getpid()), *command]
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """SIGTERM to all, then wait: a run that saves a large checkpoint takes its time."""
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.wait()
+
+
+def _reason(entry: _Running, status: int) -> str:
+    """What the end of a log says of a failure: its last message of `mifo`, else its last line."""
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    text = entry.job.log.read_bytes()[entry.log_before :].decode("utf-8", "replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith("mifo: ")), lines[-1] if lines else "")
+    return f"{said.removeprefix('mifo: ')[:SHOWN_OF_A_LINE]} ({how})" if said else how

@@ -1,0 +1,211 @@
+"""From an arena to the runs it consists of: one configuration each, all alike but for the method.
+
+Fair or not is decided here: runs of an arena begin from the same model, see the same data, are graded and measured alike and
+share their seeds. What differs beyond the method is refused by name unless the arena allows it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from mifo.config.check import check_config
+from mifo.config.decode import decode, encode
+from mifo.config.load import merge
+from mifo.config.schema import Config, TrainConfig
+from mifo.errors import ConfigError
+from mifo.lab.arena_file import Arena, BudgetConfig, Contestant
+from mifo.methods import make_method
+
+FAIR_TABLES = ("model", "data", "reward", "rollout", "evaluation")
+OUT_OF_REACH = 1000  # times the recipe's steps: where FLOPs, tokens or minutes end a run, its steps must not
+Stage = Literal["tuning", "final"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A method of the arena with the configuration that its final runs share, but for seed and learning rates."""
+
+    name: str
+    config: Config
+    recipe_steps: int
+    optimizers: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run: its folder's name and its whole configuration."""
+
+    name: str
+    entry: str
+    stage: Stage
+    seed: int
+    config: Config
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Learning rates of the RL and the SFT optimizer."""
+        return self.config.rl_optimizer.learning_rate, self.config.sft_optimizer.learning_rate
+
+
+def make_entries(arena: Arena, folder: str) -> list[Entry]:
+    """The methods of an arena, checked one by one and against each other.
+
+    Args:
+        arena: what was asked for.
+        folder: parent of the run folders.
+
+    Raises:
+        ConfigError: a configuration is wrong, or two differ in what a fair comparison shares; names the field.
+    """
+    entries = [_entry(arena, contestant, folder) for contestant in arena.contestants]
+    check_fair({entry.name: entry.config for entry in entries}, arena.settings.allow_different)
+    return entries
+
+
+def _entry(arena: Arena, contestant: Contestant, folder: str) -> Entry:
+    tables = merge(merge(contestant.tables, arena.shared), contestant.settings)
+    config = _decoded(tables, contestant.name)
+    settings, data, steps = arena.settings, config.data, config.train.steps
+    config = replace(
+        config,
+        data=replace(data, evaluation=settings.test.in_distribution),
+        train=with_budget(config.train, settings.budget),
+        run=replace(config.run, folder=folder, name=None, export=True, keep_checkpoints=1, keep_every=None),
+    )
+    _checked(config, contestant.name)
+    optimizers = tuple(name for name in make_method(config).optimizers if name in ("rl", "sft"))
+    return Entry(name=contestant.name, config=config, recipe_steps=steps, optimizers=optimizers, note=contestant.note)
+
+
+def _decoded(tables: Mapping[str, Any], name: str) -> Config:
+    try:
+        return decode(Config, tables)
+    except ConfigError as error:
+        raise ConfigError(f"methods.{name}: {error}") from error
+
+
+def _checked(config: Config, name: str) -> None:
+    try:
+        check_config(config)
+    except ConfigError as error:
+        raise ConfigError(f"methods.{name}: {error}") from error
+
+
+def with_budget(train: TrainConfig, budget: BudgetConfig, share: float = 1.0) -> TrainConfig:
+    """The [train] table of a run that may spend `share` of a budget; `train` is a recipe's."""
+    train = replace(train, minutes=None, max_flops=None, max_tokens=None)
+    if budget.steps is not None:
+        return replace(train, steps=max(1, round(share * budget.steps)))
+    train = replace(train, steps=OUT_OF_REACH * train.steps)
+    if budget.flops is not None:
+        return replace(train, max_flops=share * budget.flops)
+    if budget.tokens is not None:
+        return replace(train, max_tokens=max(1, math.ceil(share * budget.tokens)))
+    assert budget.minutes is not None
+    return replace(train, minutes=share * budget.minutes)
+
+
+def final_run(entry: Entry, seed: int, factors: tuple[float, float] = (1.0, 1.0)) -> PlannedRun:
+    """A run that is ranked."""
+    name = f"{entry.name}-seed{seed}"
+    return _run(entry, "final", name, seed, factors, entry.config)
+
+
+def tuning_runs(arena: Arena, entry: Entry) -> list[tuple[tuple[float, float], PlannedRun]]:
+    """The runs of an entry's grid with their factors of the RL and the SFT rate; measured on validation problems alone."""
+    tuning, config = arena.settings.tuning, entry.config
+    data = replace(config.data, evaluation=tuning.validation)
+    if tuning.validation_problems is not None:
+        data = replace(data, evaluation_problems=tuning.validation_problems)
+    config = replace(
+        config,
+        data=data,
+        train=with_budget(replace(config.train, steps=entry.recipe_steps), arena.settings.budget, tuning.budget_share),
+        evaluation=replace(
+            config.evaluation, every_steps=None, every_flops=None, around_sft=False, meter_problems=None
+        ),
+        run=replace(config.run, export=False, samples_per_step=0),
+    )
+    return [
+        (factors, _run(entry, "tuning", f"tuning-{entry.name}-{i}", tuning.seed, factors, config))
+        for i, factors in enumerate(grid(arena, entry))
+    ]
+
+
+def grid(arena: Arena, entry: Entry) -> list[tuple[float, float]]:
+    """Factors of the RL and the SFT rate that an entry is tried with; 1 for an optimizer that it does not have."""
+    tuning = arena.settings.tuning
+    if set(entry.optimizers) == {"rl", "sft"}:
+        return [(pair[0], pair[1]) for pair in tuning.two_rates]
+    rl = "rl" in entry.optimizers
+    return [(factor if rl else 1.0, 1.0 if rl else factor) for factor in tuning.one_rate]
+
+
+def _run(entry: Entry, stage: Stage, name: str, seed: int, factors: tuple[float, float], config: Config) -> PlannedRun:
+    config = replace(
+        config,
+        rl_optimizer=replace(config.rl_optimizer, learning_rate=config.rl_optimizer.learning_rate * factors[0]),
+        sft_optimizer=replace(config.sft_optimizer, learning_rate=config.sft_optimizer.learning_rate * factors[1]),
+        train=replace(config.train, seed=seed),
+        run=replace(config.run, name=name),
+    )
+    _checked(config, entry.name)
+    return PlannedRun(name=name, entry=entry.name, stage=stage, seed=seed, config=config)
+
+
+# --- fairness ----------------------------------------------------------------------------------------------------------
+
+
+def flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested tables as {"table.setting": value}."""
+    found: dict[str, Any] = {}
+    for key, value in plain.items():
+        place = f"{where}.{key}" if where else key
+        if isinstance(value, Mapping):
+            found |= flat(value, place)
+        else:
+            found[place] = value
+    return found
+
+
+def differing(configs: Mapping[str, Config], tables: Sequence[str] = FAIR_TABLES) -> dict[str, dict[str, Any]]:
+    """Settings of these tables that are not the same everywhere: {setting: {name: value}}."""
+    rows = {name: flat({table: encode(getattr(config, table)) for table in tables}) for name, config in configs.items()}
+    keys = sorted({key for row in rows.values() for key in row})
+    values = {key: {name: row.get(key) for name, row in rows.items()} for key in keys}
+    return {
+        key: by_name
+        for key, by_name in values.items()
+        if any(v != next(iter(by_name.values())) for v in by_name.values())
+    }
+
+
+def check_fair(configs: Mapping[str, Config], allowed: Sequence[str]) -> list[str]:
+    """Refuse methods that differ in model, data, grading, sampling or evaluation.
+
+    Args:
+        configs: by the name of the method.
+        allowed: settings, or whole tables, in which they may differ.
+
+    Returns:
+        A note on each difference that was allowed.
+
+    Raises:
+        ConfigError: names the setting and both values.
+    """
+    notes = []
+    for key, values in differing(configs).items():
+        first, value = next(iter(values.items()))
+        other, another = next((name, v) for name, v in values.items() if v != value)
+        said = f"{key} = {value!r} for {first} and {another!r} for {other}"
+        if not any(key == place or key.startswith(f"{place}.") for place in allowed):
+            raise ConfigError(
+                f"{said}: the comparison would measure this difference too. Give all methods the same, or add '{key}' to "
+                "allow_different."
+            )
+        notes.append(f"allowed to differ: {said}")
+    return notes

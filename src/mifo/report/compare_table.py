@@ -1,0 +1,79 @@
+"""A comparison in the terminal: accuracy and differences, then what it cost, then what limits it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from mifo.lab.arena_compare import Comparison, Row
+from mifo.report.compare_text import mean, percent, remarks, seeds_of
+
+UNRANKED = "–"
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """Both tables and the remarks."""
+    console.print(accuracy_table(comparison))
+    console.print(cost_table(comparison))
+    for remark in remarks(comparison):
+        console.print(f"· {remark}", soft_wrap=True)
+
+
+def accuracy_table(comparison: Comparison) -> Table:
+    """One row a method, best first."""
+    title = f"{comparison.name}: {comparison.description}" if comparison.description else comparison.name
+    table = Table(title=title, title_justify="left")
+    against = f"less {comparison.reference}"
+    for column in ("#", "method", "accuracy, %", against, "other kinds, %", against, "seeds"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column == "method")
+    for row in comparison.rows:
+        table.add_row(
+            UNRANKED if row.rank is None else str(row.rank),
+            row.entry,
+            percent(row.accuracy),
+            "reference" if row.entry == comparison.reference else percent(row.difference, signed=True),
+            percent(row.ood),
+            "reference" if row.entry == comparison.reference else percent(row.ood_difference, signed=True),
+            seeds_of(row),
+            style=_style(row, comparison),
+        )
+    return table
+
+
+def cost_table(comparison: Comparison) -> Table:
+    """One row a method: means over seeds of what training did and used."""
+    table = Table(title="Means over seeds", title_justify="left")
+    columns = (
+        "method", "tokens an answer", "cut off, %", "forgotten an SFT phase, %", "moved, %", "prompts",
+        "demonstrations (different)", "steps", "FLOPs", "minutes", "learning rate",
+    )  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("method", "learning rate") else "right")
+    for row in comparison.rows:
+        table.add_row(
+            row.entry,
+            mean(row, "response_length"),
+            mean(row, "truncated", ".1f", 100),
+            mean(row, "forgotten_per_sft_phase", "+.1f", 100),
+            mean(row, "relative_movement", ".2g", 100),
+            mean(row, "unique_problems"),
+            f"{mean(row, 'demonstrations')} ({mean(row, 'unique_demonstrations')})",
+            mean(row, "steps"),
+            mean(row, "flops", ".3g"),
+            mean(row, "minutes", ".1f"),
+            _rates(row),
+            style=_style(row, comparison),
+        )
+    return table
+
+
+def _rates(row: Row) -> str:
+    if row.choice is not None:
+        return row.choice.describe() + ("" if not row.choice.at_edge else " (edge)")
+    return "rl {:.3g}, sft {:.3g}".format(*row.runs[0].rates) if row.runs else "–"
+
+
+def _style(row: Row, comparison: Comparison) -> str | None:
+    if row.rank is None:
+        return "dim"
+    return "bold" if row.entry == comparison.reference else None

@@ -1,0 +1,200 @@
+"""The runs of an arena: equal in everything but the method, and refused by name where they are not."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from mifo.config.load import load_config, recipe_names
+from mifo.errors import ConfigError
+from mifo.lab.arena_file import BudgetConfig, read_arena
+from mifo.lab.arena_plan import differing, final_run, grid, make_entries, tuning_runs, with_budget
+from mifo.lab.arena_quick import quick_arena
+from mifo.lab.arena_toml import config_toml
+
+EXAMPLE = Path(__file__).parents[3] / "arenas" / "embedded.toml"
+FLOPS = BudgetConfig(flops=1e9)
+
+
+def quick(methods, *, recipe="tiny", seeds=2, budget=FLOPS, tune=True):
+    return quick_arena(recipe, methods, seeds=seeds, budget=budget, tune=tune, reference=None)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    arena = read_arena(EXAMPLE)
+    return arena, make_entries(arena, "runs")
+
+
+def test_the_shipped_arena_is_fair(embedded):
+    _, entries = embedded
+    assert differing({entry.name: entry.config for entry in entries}) == {}
+    for entry in entries:
+        train = entry.config.train
+        assert (train.max_flops, train.minutes, train.max_tokens) == (1e14, None, None)
+        assert train.steps >= 48_000  # FLOPs end it, not steps
+        assert entry.config.data.evaluation == "embedded:test"
+        assert entry.config.run.export
+
+
+def test_final_runs_differ_in_seed_alone(embedded):
+    _, entries = embedded
+    first, second = final_run(entries[0], 0), final_run(entries[0], 1)
+    assert (first.name, second.name) == ("mifo-seed0", "mifo-seed1")
+    same = dataclasses.replace(second.config, train=first.config.train, run=first.config.run)
+    assert same == first.config
+
+
+def test_every_method_gets_the_same_number_of_points(embedded):
+    arena, entries = embedded
+    kinds = {entry.name: set(entry.optimizers) for entry in entries}
+    assert kinds["mifo"] == kinds["sft_rl"] == {"rl", "sft"}
+    assert kinds["sft"] == {"sft"}
+    assert kinds["grpo"] == kinds["luffy"] == {"rl"}
+    for entry in entries:
+        points = tuning_runs(arena, entry)
+        assert len(points) == 4
+        assert len({run.rates for _, run in points}) == 4
+        base = entry.config.rl_optimizer.learning_rate, entry.config.sft_optimizer.learning_rate
+        for (rl, sft), run in points:
+            assert run.rates == (pytest.approx(base[0] * rl), pytest.approx(base[1] * sft))
+            assert "rl" in entry.optimizers or rl == 1.0
+            assert "sft" in entry.optimizers or sft == 1.0
+
+
+def test_the_grid_never_sees_the_test_problems(embedded):
+    arena, entries = embedded
+    for _, run in tuning_runs(arena, entries[0]):
+        assert run.config.data.evaluation == "embedded:validation"
+        assert run.config.data.evaluation_problems == 100
+        assert run.config.train.max_flops == 0.25e14
+        assert run.seed == run.config.train.seed == 1000
+        assert not run.config.run.export
+        assert not run.config.evaluation.around_sft
+        assert run.config.evaluation.every_flops is None
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        ({"flops": 4e9}, {"max_flops": 2e9, "steps": 48_000}),
+        ({"tokens": 101}, {"max_tokens": 51, "steps": 48_000}),
+        ({"minutes": 3.0}, {"minutes": 1.5, "steps": 48_000}),
+        ({"steps": 10}, {"steps": 5}),
+    ],
+)
+def test_budgets(budget, expected):
+    _, config = load_config("tiny", ["--train.minutes", "7"])
+    train = with_budget(config.train, BudgetConfig(**budget), 0.5)
+    bounds = {"max_flops": None, "max_tokens": None, "minutes": None} | expected
+    assert {name: getattr(train, name) for name in bounds} == bounds
+
+
+def test_a_difference_is_refused_by_name_or_allowed(tmp_path):
+    text = """
+    [budget]
+    steps = 8
+    [methods.mifo]
+    recipe = "tiny"
+    [methods.hot]
+    recipe = "tiny"
+    settings = { rollout = { temperature = 0.7 } }
+    """
+    path = tmp_path / "unfair.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        make_entries(read_arena(path), "runs")
+    assert "rollout.temperature = 1.0 for mifo and 0.7 for hot" in str(caught.value)
+    assert "allow_different" in str(caught.value)
+    for allowed in ("rollout.temperature", "rollout"):
+        path.write_text(f'allow_different = ["{allowed}"]\n{text}')
+        assert len(make_entries(read_arena(path), "runs")) == 2
+    path.write_text(f'allow_different = ["rollout.temp"]\n{text}')
+    with pytest.raises(ConfigError):
+        make_entries(read_arena(path), "runs")
+
+
+@pytest.mark.parametrize(
+    ("table", "setting", "value"),
+    [("model", "context", "128"), ("data", "train_problems", "79"), ("reward", "incorrect", "-1.0"),
+     ("evaluation", "temperature", "0.5")],
+)  # fmt: skip
+def test_model_data_grader_and_evaluation_must_agree(tmp_path, table, setting, value):
+    model = "smollm2-arithmetic" if table == "model" else "tiny"
+    path = tmp_path / "unfair.toml"
+    path.write_text(
+        f'[budget]\nsteps = 70\n[methods.a]\nrecipe = "{model}"\n[methods.b]\nrecipe = "{model}"\n'
+        f"settings = {{ {table} = {{ {setting} = {value} }} }}\n"
+    )
+    with pytest.raises(ConfigError, match=f"{table}.{setting}"):
+        make_entries(read_arena(path), "runs")
+
+
+def test_a_wrong_setting_names_its_method(tmp_path):
+    path = tmp_path / "wrong.toml"
+    path.write_text('[budget]\nsteps = 8\n[methods.odd]\nrecipe = "tiny"\nsettings = { method = { freeze_tpo = 1 } }\n')
+    with pytest.raises(
+        ConfigError, match=r"methods.odd: method.freeze_tpo is not a setting. Did you mean 'freeze_top'"
+    ):
+        make_entries(read_arena(path), "runs")
+
+
+@pytest.mark.parametrize("name", ["tiny", "smollm2-arithmetic", "mifo-dft-dapo", "qwen2.5-math-7b"])
+def test_a_configuration_survives_its_file(name, tmp_path):
+    _, config = load_config(name)
+    path = tmp_path / "run.toml"
+    path.write_text(config_toml(config, 'a "quoted" text\nof two lines, and \x7f'), encoding="utf-8")
+    recipe, again = load_config(str(path))
+    assert again == config
+    assert recipe.description == 'a "quoted" text\nof two lines, and \x7f'
+
+
+def test_methods_of_a_recipe_without_recipes_of_their_own():
+    arena = quick(["mifo", "relift", "sft", "multi_stage", "srft"])
+    entries = {entry.name: entry for entry in make_entries(arena, "runs")}
+    base = entries["mifo"].config
+    assert differing({name: entry.config for name, entry in entries.items()}) == {}
+    assert entries["relift"].config.method.rl == base.method.rl
+    assert entries["relift"].config.method.buffer_size == base.method.buffer_size
+    assert entries["sft"].config.method.batch_size == base.method.sft_batch_size
+    assert entries["srft"].config.method.prompts_per_step == base.method.rl.prompts_per_step
+    assert "carried over from tiny" in entries["relift"].note
+    assert not entries["mifo"].note
+    assert base.data.evaluation_problems == 7  # all that the test split has
+    assert arena.settings.tuning.validation_problems == 13
+    assert arena.settings.test.out_of_distribution == "none"  # its characters cannot spell them
+
+
+def test_methods_that_have_a_recipe_take_it():
+    arena = quick(["mifo-dagger", "relift", "sft_rl", "chord"], recipe="smollm2-arithmetic")
+    recipes = {c.name: c.recipe for c in arena.contestants}
+    assert recipes == {
+        "mifo-dagger": "mifo-dagger", "relift": "relift-smollm2", "sft_rl": "sft-rl-smollm2", "chord": "chord-smollm2",
+    }  # fmt: skip
+    assert all(len(grid(arena, entry)) == 2 for entry in make_entries(arena, "runs"))
+
+
+def test_every_method_goes_with_tiny():
+    """Whatever is shipped can be entered by name."""
+    from mifo.methods import METHODS
+
+    entries = make_entries(quick(sorted(METHODS)), "runs")
+    assert {entry.config.method.name for entry in entries} == set(METHODS)
+
+
+def test_names_that_do_not_exist():
+    with pytest.raises(ConfigError, match=r"'releft' is neither a method nor a recipe.*Did you mean 'relift'"):
+        quick(["mifo", "releft"])
+    assert "grpo-smollm2" in recipe_names()
+    with pytest.raises(ConfigError, match="neither"):
+        quick(["grpo-smollm2"])  # of another recipe
+    with pytest.raises(ConfigError, match="takes its validation and test problems from the embedded data"):
+        quick(["mifo"], recipe="gsm8k-smollm2")
+
+
+def test_steps_of_repeating_stages_are_whole_cycles():
+    entry = next(e for e in make_entries(quick(["multi_stage"]), "runs"))
+    method = entry.config.method
+    assert entry.config.train.steps % (method.sft_steps + method.rl_steps) == 0
+    assert math.isfinite(entry.config.train.max_flops)
