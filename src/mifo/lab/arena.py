@@ -99,6 +99,8 @@ class ArenaRun:
         """Run those that are not finished."""
         for run in runs:
             self._check_folder(run)
+            if self._finished(run):
+                self._clear(run)  # an earlier session may not have come to it
         by_name = {run.name: run for run in runs}
         waiting = [run for run in runs if not self._finished(run)]
         self.ended += len(runs) - len(waiting)
@@ -174,12 +176,13 @@ class ArenaRun:
                 commands.append(["mifo.lab.arena_measure", str(folder), *self._ood()])
             return commands
 
-        def done() -> None:
-            if not self.options.keep_models:
-                for part in ("checkpoints", "export"):
-                    shutil.rmtree(folder / part, ignore_errors=True)
+        return Job(name=run.name, log=self._log(run), prepare=prepare, done=lambda: self._clear(run))
 
-        return Job(name=run.name, log=self._log(run), prepare=prepare, done=done)
+    def _clear(self, run: PlannedRun) -> None:
+        """A finished run keeps its figures; its weights, several times the size of the model, only where they are wanted."""
+        if not self.options.keep_models:
+            for part in ("checkpoints", "export"):
+                shutil.rmtree(self._folder(run) / part, ignore_errors=True)
 
     def _ood(self) -> list[str]:
         test = self.arena.settings.test
