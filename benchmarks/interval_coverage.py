@@ -1,7 +1,7 @@
 """How often the intervals of `mifo compare` hold the truth: simulated arenas with known means, no model.
 
-Each experiment draws a table of seeds by problems, score = mean + seed + problem + noise (normal), and asks whether the 95 % interval holds
-the mean; beside it, whether a plain bootstrap of both ways would have. Prints the table of docs/compare.md.
+Each experiment draws a table of seeds by problems, score = mean + seed + problem + noise (normal), and asks whether the 95 %
+interval holds the mean; beside it, whether a plain bootstrap of both ways would have. Prints the table of docs/compare.md.
 
     python benchmarks/interval_coverage.py [--experiments 2000]
 """

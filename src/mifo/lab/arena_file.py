@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mifo.config.bounds import Count, Positive, PositiveShare, Seed, Share
 from mifo.config.decode import check_bounds, decode
-from mifo.config.load import read_toml
+from mifo.config.load import read_recipe, read_toml
 from mifo.errors import ConfigError
 
 BudgetKind = Literal["flops", "tokens", "steps", "minutes"]
@@ -136,8 +136,6 @@ def read_arena(path: Path) -> Arena:
     Raises:
         ConfigError: anything wrong with it.
     """
-    from mifo.config.load import read_recipe
-
     if path.suffix != ".toml" or not path.is_file():
         raise ConfigError(
             f"{path} is no arena file. Name an existing .toml (docs/compare.md), or use --recipe and --methods."
@@ -189,6 +187,8 @@ def check_arena(arena: Arena) -> None:
     if len(given) != 1:
         said = f"{' and '.join(given)} are set" if given else "nothing is set"
         raise ConfigError(f"[budget]: {said}; a budget is exactly one of {', '.join(BUDGET_KINDS)}.")
+    if settings.test.in_distribution == "none":
+        raise ConfigError("test.in_distribution = 'none': methods are ranked by it. Name held-out problems.")
     _check_tuning(settings, arena.seeds)
 
 
@@ -209,6 +209,10 @@ def _check_tuning(settings: ArenaSettings, seeds: tuple[int, ...]) -> None:
         raise ConfigError(
             f"tuning.seed = {tuning.seed} is also a seed of the final runs, so rates would be selected on one of them. "
             "Choose another."
+        )
+    if tuning.validation == "none":
+        raise ConfigError(
+            "tuning.validation = 'none': rates are selected on it. Name problems, or set tuning.enabled = false."
         )
     if tuning.validation in (settings.test.in_distribution, settings.test.out_of_distribution):
         raise ConfigError(

@@ -23,6 +23,7 @@ from mifo.lab.arena_file import Arena, ArenaSettings, BudgetConfig, Contestant, 
 
 SAME_MEANING = {"batch_size": ("sft_batch_size", "buffer_size"), "sft_batch_size": ("batch_size", "buffer_size"),
                 "buffer_size": ("buffer_size",)}  # fmt: skip
+MOST_PROBLEMS = 200
 STAGE_SHARE = 4  # a stage takes one step in so many of the recipe's
 QUICK_TUNING = TuningConfig(one_rate=(1.0, 3.0), two_rates=((1.0, 1.0), (3.0, 3.0)), budget_share=0.5)
 
@@ -52,7 +53,7 @@ def quick_arena(
         seeds=seeds,
         reference=reference,
         budget=budget,
-        tuning=replace(QUICK_TUNING, enabled=tune, validation_problems=config.data.evaluation_problems),
+        tuning=replace(QUICK_TUNING, enabled=tune, validation_problems=_held_out_problems("validation", config)),
         test=test,
     )
     arena = Arena(name=base.name, settings=settings, contestants=contestants, shared=shared)
@@ -68,14 +69,15 @@ def _held_out(config: Config) -> tuple[FinalTest, Mapping[str, Any]]:
             f"data.train = '{data.train}': --recipe takes its validation and test problems from the embedded data. For your own "
             "files write an arena (docs/compare.md) that names both."
         )
-    count = min(data.evaluation_problems or 200, _available("test", config))
     no_ood = config.model.path == "tiny"  # its characters cannot spell those problems
     test = FinalTest(out_of_distribution="none") if no_ood else FinalTest()
-    return test, {"data": {"evaluation_problems": count}}
+    return test, {"data": {"evaluation_problems": _held_out_problems("test", config)}}
 
 
-def _available(split: tasks.Split, config: Config) -> int:
-    return tasks.available(split, families=config.data.families or None, max_level=config.data.levels)
+def _held_out_problems(split: tasks.Split, config: Config) -> int:
+    """The recipe's number, or as many as the split has."""
+    wanted = config.data.evaluation_problems or MOST_PROBLEMS
+    return min(wanted, tasks.available(split, families=config.data.families or None, max_level=config.data.levels))
 
 
 def _contestant(name: str, base: str, reference: str, config: Config, tables: Mapping[str, Any]) -> Contestant:

@@ -74,6 +74,15 @@ def test_the_estimate_knows_of_minutes(minutes, words, capsys, monkeypatch):
     assert words in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_estimate_knows_of_flops(capsys, monkeypatch):
+    monkeypatch.setattr("mifo.train.estimate._measured_flops", lambda *_: 1e6)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["train", "tiny", "--train.max-flops", "1e6", "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    seconds = int(shown.partition(" in all by train.max_flops = 1e+06 (48 steps")[0].rpartition(":")[2])
+    assert 1e6 / (1e6 * 0.35) - 1 < seconds < 1e6 / (1e6 * 0.15) + 1  # all training, or all generation
+
+
 def test_keep_every_must_be_met(capsys):
     assert main(["train", "tiny", "--run.keep-every", "70", "--dry-run"]) == 2
     assert "run.keep_every = 70 is no multiple of run.checkpoint_steps = 50" in capsys.readouterr().err

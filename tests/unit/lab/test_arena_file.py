@@ -71,7 +71,9 @@ def test_a_recipe_beside_the_arena(tmp_path):
         (("[budget]", "[tuning]\none_rate = [0.0]\ntwo_rates = [[1.0, 1.0]]\n[budget]"), "must be above 0"),
         (("[budget]", "[tuning]\nseed = 1\n[budget]"), "tuning.seed = 1 is also"),
         (("[budget]", '[tuning]\nvalidation = "embedded:test"\n[budget]'), "is also what the final runs"),
-        (("seeds = 2", "seeds = 2\nmethod = 1"), "Did you mean"),
+        (("[budget]", '[tuning]\nvalidation = "none"\n[budget]'), "rates are selected on it"),
+        (("[budget]", '[test]\nin_distribution = "none"\n[budget]'), "ranked by it"),
+        (("seeds = 2", "seeds = 2\nmethod = 1"), "method is not a setting"),
     ],
 )
 def test_mistakes_are_named(tmp_path, change, words):
