@@ -172,7 +172,7 @@ def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-tune", action="store_true", help="the recipes' learning rates, no grid; the report says so"
     )
     budget = parser.add_argument_group(
-        "budget of a run (one of them; default: the file's, or what the recipe would take)"
+        "budget of a run (one of them; default: the file's, or half of what the recipe would take)"
     )
     budget.add_argument("--flops", type=float, metavar="N", help="training FLOPs: 2ND generated, 6ND trained")
     budget.add_argument("--tokens", type=int, metavar="N", help="response tokens generated and trained on")

@@ -30,7 +30,7 @@ from mifo.train.estimate import estimate
 from mifo.train.stop import Stop
 
 EXIT_RUN_FAILED = 2
-QUICK_SEEDS = 2
+QUICK_SEEDS, QUICK_SHARE = 2, 0.5
 MOST_JOBS = 2  # by default: each holds a model with its optimizers in memory
 
 
@@ -119,12 +119,12 @@ def _budget(known: argparse.Namespace) -> BudgetConfig | None:
 
 
 def _expected_budget(recipe: str) -> BudgetConfig:
-    """Without a budget: the FLOPs that the recipe's own steps are expected to take."""
+    """Without a budget: half the FLOPs that the recipe's steps would take if every group of rollouts were learned from."""
     config = decode(Config, read_recipe(recipe).tables)
     with make_grader(config) as grader:
         prepared = prepare(config, grader)
     expected = estimate(config, prepared.method, prepared.corpus)
-    return BudgetConfig(flops=float(f"{expected.flops_per_step * config.train.steps:.2g}"))
+    return BudgetConfig(flops=float(f"{QUICK_SHARE * expected.flops_per_step * config.train.steps:.2g}"))
 
 
 def _options(known: argparse.Namespace, folder: Path) -> Options:

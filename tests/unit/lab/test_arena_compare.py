@@ -51,8 +51,8 @@ def test_a_run_outside_the_budget_is_flagged_and_left_out():
     runs = [
         make_result("mifo", 0, (0, 0, 0, 0)),
         make_result("mifo", 1, (1, 1, 1, 1), flops=1.06e12),
-        make_result("sft", 0, (1, 0, 0, 0), flops=1.05e12),
-        make_result("sft", 1, (1, 0, 0, 0), flops=0.95e12),
+        make_result("sft", 0, (1, 0, 0, 0), flops=1.049e12),
+        make_result("sft", 1, (1, 0, 0, 0), flops=0.951e12),
     ]
     comparison = compared(runs)
     found = rows(comparison)
