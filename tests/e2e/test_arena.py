@@ -49,7 +49,7 @@ def start(arena, folder, log):
         )  # fmt: skip
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=240.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
@@ -69,7 +69,7 @@ def arena(tmp_path_factory):
     first = start(file, folder, log)
     wait_for(lambda: runs_with(folder, "metrics.jsonl"))
     first.send_signal(signal.SIGINT)
-    assert first.wait(60) == 3, log.read_text()
+    assert first.wait(120) == 3, log.read_text()
     assert "Continue with the same command" in log.read_text()
     assert runs_with(folder, "checkpoints/*/MANIFEST.json") or runs_with(folder, "summary.json")
     assert not runs_with(folder, "measured.json")
@@ -79,7 +79,7 @@ def arena(tmp_path_factory):
     second.kill()
     second.wait(60)
     third = start(file, folder, log)
-    return file, folder, log, third.wait(180)
+    return file, folder, log, third.wait(600)
 
 
 def test_it_comes_to_its_end(arena):
@@ -127,7 +127,7 @@ def test_a_finished_arena_only_writes_its_table_again(arena, capsys):
     before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")}
     started = time.monotonic()
     assert main(["compare", str(file), "--folder", str(folder)]) == 0
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # training would take minutes on a busy machine
     assert "4 of 4 runs are finished already" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")}
 

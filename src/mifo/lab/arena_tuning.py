@@ -31,10 +31,9 @@ class Choice:
 
     @property
     def at_edge(self) -> bool:
-        """The best point is the largest or smallest tried of some rate: others beyond it may be better."""
-        finished = [trial.factors for trial in self.trials]
-        axes = [[factors[i] for factors in finished] for i in range(2)]
-        return any(len(set(a)) > 1 and self.factors[i] in (min(a), max(a)) for i, a in enumerate(axes))
+        """Of some rate three or more values were tried and the largest or smallest was best: others beyond it may be better."""
+        axes = [{trial.factors[i] for trial in self.trials} for i in range(2)]
+        return any(len(a) > 2 and self.factors[i] in (min(a), max(a)) for i, a in enumerate(axes))
 
     def describe(self) -> str:
         """The rates of the optimizers that the method has."""

@@ -87,14 +87,15 @@ def forgetting_figure(comparison: Comparison) -> Figure | None:
     rows = [row for row in comparison.rows if any(run.phases for run in row.runs)]
     if not rows:
         return None
-    columns = min(PANELS_IN_A_ROW, len(rows))
-    lines = math.ceil(len(rows) / columns)
+    lines = math.ceil(len(rows) / PANELS_IN_A_ROW)
+    columns = math.ceil(len(rows) / lines)
     figure = Figure(figsize=(2.6 * columns + 0.8, 2.3 * lines + 0.7), layout="constrained")
     panels: Any = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for panel, row in zip(panels.flat, rows, strict=False):
         _forgetting_panel(panel, row, comparison.rows.index(row))
-    for panel in panels.flat[len(rows) :]:
-        panel.set_visible(False)
+    for index in range(len(rows), lines * columns):
+        panels.flat[index].set_visible(False)
+        panels.flat[index - columns].tick_params(labelbottom=True)  # the panel above is the last of its column
     figure.supxlabel("training FLOPs before the phase", fontsize=9)
     figure.supylabel("accuracy lost in the phase, % points", fontsize=9)
     figure.suptitle("Forgetting: each SFT phase (point), and their mean (dashed)", fontsize=11, x=0.01, ha="left")
@@ -121,6 +122,7 @@ def _finish(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y, fontsize=9)
     axes.set_xlim(left=0)
     axes.tick_params(labelsize=8)
+    axes.xaxis.get_offset_text().set_fontsize(8)
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

@@ -42,13 +42,24 @@ def accuracy_table(comparison: Comparison) -> Table:
 
 def cost_table(comparison: Comparison) -> Table:
     """One row a method: means over seeds of what training did and used."""
-    table = Table(title="Means over seeds", title_justify="left")
+    caption = (
+        "length: tokens an answer; forgotten: accuracy lost in an SFT phase; moved: change of the weights by their norm"
+    )
+    table = Table(title="Means over seeds", title_justify="left", caption=caption, caption_justify="left")
     columns = (
-        "method", "tokens an answer", "cut off, %", "forgotten an SFT phase, %", "moved, %", "prompts",
-        "demonstrations (different)", "steps", "FLOPs", "minutes", "learning rate",
-    )  # fmt: skip
+        "method",
+        "length",
+        "cut off, %",
+        "forgotten, %",
+        "moved, %",
+        "prompts",
+        "demonstrations",
+        "steps",
+        "FLOPs",
+        "minutes",
+    )
     for column in columns:
-        table.add_column(column, justify="left" if column in ("method", "learning rate") else "right")
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column == "method")
     for row in comparison.rows:
         table.add_row(
             row.entry,
@@ -57,20 +68,13 @@ def cost_table(comparison: Comparison) -> Table:
             mean(row, "forgotten_per_sft_phase", "+.1f", 100),
             mean(row, "relative_movement", ".2g", 100),
             mean(row, "unique_problems"),
-            f"{mean(row, 'demonstrations')} ({mean(row, 'unique_demonstrations')})",
+            mean(row, "unique_demonstrations"),
             mean(row, "steps"),
             mean(row, "flops", ".3g"),
             mean(row, "minutes", ".1f"),
-            _rates(row),
             style=_style(row, comparison),
         )
     return table
-
-
-def _rates(row: Row) -> str:
-    if row.choice is not None:
-        return row.choice.describe() + ("" if not row.choice.at_edge else " (edge)")
-    return "rl {:.3g}, sft {:.3g}".format(*row.runs[0].rates) if row.runs else "–"
 
 
 def _style(row: Row, comparison: Comparison) -> str | None:

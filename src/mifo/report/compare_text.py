@@ -15,7 +15,7 @@ def percent(estimate: Estimate | None, *, signed: bool = False) -> str:
     if estimate is None:
         return "–"
     sign = "+" if signed else ""
-    return f"{100 * estimate.value:{sign}.1f} [{100 * estimate.low:{sign}.1f}, {100 * estimate.high:{sign}.1f}]"
+    return f"{100 * estimate.value:{sign}.1f} [{100 * estimate.low:{sign}.0f}, {100 * estimate.high:{sign}.0f}]"
 
 
 def mean(row: Row, figure: str, form: str = ",.0f", scale: float = 1.0) -> str:
@@ -84,6 +84,7 @@ def _about_rates(comparison: Comparison) -> Iterator[str]:
         f"Learning rates: the best of {points} points a method on validation problems, one seed each; "
         f"{comparison.tuning_flops:.3g} FLOPs in all, not part of the budget."
     )
+    yield "Rates chosen: " + "; ".join(f"{choice.entry} {choice.describe()}" for choice in choices) + "."
     edge = [choice.entry for choice in choices if choice.at_edge]
     if edge:
         yield f"The best rate is at the edge of the grid for {', '.join(edge)}: others beyond it may be better."

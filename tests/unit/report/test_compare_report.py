@@ -73,7 +73,7 @@ def test_everything_that_limits_the_table_is_said(comparison):
     assert "not corrected" in said
     assert "the best of 2 points a method on validation problems" in said
     assert "mifo: 1 of 2 points of its grid failed" in said
-    assert "edge of the grid for mifo" in said
+    assert "Rates chosen: mifo rl 0.001, sft 0.002." in said
     assert said.endswith("something to know")
     for line in remarks(comparison):
         assert line.split()[0] in " ".join(table_text(comparison).split())
