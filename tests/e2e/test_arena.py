@@ -177,9 +177,7 @@ def test_a_failed_run_is_reported_and_stops_no_other(tmp_path, capsys):
     file.write_text(
         ARENA.replace("buffer_size = 30", "buffer_size = 30\n").replace("freeze_top = 0.0", "buffer_size = 90")
     )
-    status = main(
-        ["compare", str(file), "--folder", str(tmp_path / "out"), "--seeds", "1", "--no-tune", "--flops", "6e8"]
-    )
+    status = main(["compare", str(file), "--folder", str(tmp_path / "out"), "--seeds", "1", "--no-tune"])
     shown = capsys.readouterr().out
     assert status == 2, shown
     assert "failed: free-seed0 (final): data.train = 'embedded'" in shown

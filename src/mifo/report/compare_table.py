@@ -43,21 +43,11 @@ def accuracy_table(comparison: Comparison) -> Table:
 def cost_table(comparison: Comparison) -> Table:
     """One row a method: means over seeds of what training did and used."""
     caption = (
-        "length: tokens an answer; forgotten: accuracy lost in an SFT phase; moved: change of the weights by their norm"
+        "length: tokens an answer; forgot: accuracy lost in an SFT phase; moved: change of the weights by their norm; prompts, "
+        "demos: different ones"
     )
     table = Table(title="Means over seeds", title_justify="left", caption=caption, caption_justify="left")
-    columns = (
-        "method",
-        "length",
-        "cut off, %",
-        "forgotten, %",
-        "moved, %",
-        "prompts",
-        "demonstrations",
-        "steps",
-        "FLOPs",
-        "minutes",
-    )
+    columns = ("method", "length", "cut %", "forgot %", "moved %", "prompts", "demos", "steps", "FLOPs", "min")
     for column in columns:
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column == "method")
     for row in comparison.rows:
@@ -70,7 +60,7 @@ def cost_table(comparison: Comparison) -> Table:
             mean(row, "unique_problems"),
             mean(row, "unique_demonstrations"),
             mean(row, "steps"),
-            mean(row, "flops", ".3g"),
+            mean(row, "flops", ".1e"),
             mean(row, "minutes", ".1f"),
             style=_style(row, comparison),
         )
