@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mifo import __version__
+from mifo.compare_verb import add_compare_verb
 from mifo.errors import ConfigError, MifoError
 from mifo.lab_verbs import add_lab_verbs
 from mifo.printable import PrintableFormatter, printable
@@ -48,15 +49,6 @@ examples:
   mifo train smollm2-arithmetic --dry-run
   mifo train smollm2-arithmetic --method.freeze-top 0.3 --run.name freeze-30
   mifo train gsm8k-smollm2 --data.train train.jsonl --data.evaluation test.jsonl
-"""
-COMPARE_HELP = """
-Train methods from the same checkpoint on the same data at an equal budget, and say which is better, by how much, how sure.
-Runs are processes of their own. What is finished is not run again, what was stopped goes on: use the same command.
-
-examples:
-  mifo compare --recipe tiny --methods mifo,relift,sft --seeds 2
-  mifo compare arenas/embedded.toml --jobs 2
-  mifo compare --report runs/compare-embedded runs/mine --folder report
 """
 UNSAFE = "--unsafe-code-execution"
 EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
@@ -107,13 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("train", help="train by a recipe or TOML file", add_help=False)
     _add_eval_arguments(verbs.add_parser("eval", help="measure a model or a finished run on held-out problems"))
     add_lab_verbs(verbs)
-    compare = verbs.add_parser(
-        "compare",
-        help="compare methods at an equal budget",
-        description=COMPARE_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_compare_arguments(compare)
+    add_compare_verb(verbs)
     verbs.add_parser("recipes", help="list the shipped recipes").set_defaults(run=_recipes)
     verbs.add_parser("methods", help="list the methods").set_defaults(run=_methods)
     return parser
@@ -155,48 +141,6 @@ def _add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="also write the figures to a file")
     parser.set_defaults(run=_eval)
-
-
-def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("arena", nargs="?", metavar="ARENA.toml", help="an arena file (docs/compare.md)")
-    parser.add_argument("--recipe", help="instead of a file: model, data and rollouts of this recipe")
-    parser.add_argument("--methods", metavar="A,B,...", help="methods, or recipes that extend the one of --recipe")
-    parser.add_argument(
-        "--report", nargs="+", metavar="RUN", help="compare existing run folders or arenas; train nothing"
-    )
-    parser.add_argument("--seeds", type=int, metavar="N", help="final runs of each method (default: the file's, or 2)")
-    parser.add_argument(
-        "--reference", metavar="METHOD", help="what differences are to (default: the file's, or the first)"
-    )
-    parser.add_argument(
-        "--no-tune", action="store_true", help="the recipes' learning rates, no grid; the report says so"
-    )
-    budget = parser.add_argument_group(
-        "budget of a run (one of them; default: the file's, or half of what the recipe would take)"
-    )
-    budget.add_argument("--flops", type=float, metavar="N", help="training FLOPs: 2ND generated, 6ND trained")
-    budget.add_argument("--tokens", type=int, metavar="N", help="response tokens generated and trained on")
-    budget.add_argument("--steps", type=int, metavar="N", help="steps")
-    budget.add_argument("--minutes", type=float, metavar="N", help="wall time")
-    budget.add_argument("--tolerance", type=float, metavar="SHARE", help="deviation that is not ranked (default: 0.05)")
-    parser.add_argument(
-        "--allow-different", action="append", metavar="SETTING", help="a setting that methods may differ in"
-    )
-    parser.add_argument("--folder", help="where it lives (default: runs/compare-NAME; for --report nothing is written)")
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time, each with its share of the cores (default: 2)"
-    )
-    parser.add_argument(
-        "--keep-models", action="store_true", help="keep checkpoints and exported models of finished runs"
-    )
-    parser.set_defaults(run=_compare)
-
-
-def _compare(known: argparse.Namespace) -> int:
-    _quiet_libraries()
-    from mifo.commands_compare import compare_command
-
-    return compare_command(known)
 
 
 def _train(arguments: Sequence[str]) -> int:

@@ -150,6 +150,14 @@ def test_the_same_table_from_its_folders(arena, tmp_path, capsys):
             assert mine[method][column] == theirs[method][column]
 
 
+def test_without_matplotlib_everything_but_the_figures_is_there(arena, tmp_path, capsys, monkeypatch):
+    _, folder, _, _ = arena
+    monkeypatch.setattr("mifo.compare_commands.have_matplotlib", lambda: False)
+    assert main(["compare", "--report", str(folder), "--folder", str(tmp_path)]) == 0
+    assert "pip install 'mifo[report]'" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"methods.csv", "runs.csv", "comparison.json", "table.txt"}
+
+
 def test_another_arena_in_its_folder_is_refused(arena, tmp_path, capsys):
     file, folder, _, _ = arena
     changed = tmp_path / "toy.toml"

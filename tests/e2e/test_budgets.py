@@ -14,9 +14,9 @@ def test_what_is_counted_by_hand():
     ledger = Ledger(parameters=10, generated_tokens=7, prefilled_tokens=3, rl_tokens=4, rl_fed_tokens=6, sft_tokens=5)
     assert ledger.flops == 2 * 10 * (7 + 3) + 6 * 10 * 6
     assert ledger.tokens == 7 + 4 + 5
-    for budget, is_spent in (({}, False), ({"max_flops": 560.0}, True), ({"max_flops": 561.0}, False),
-                             ({"max_tokens": 16}, True), ({"max_tokens": 17}, False), ({"minutes": 2.0}, True)):  # fmt: skip
-        assert ledger.spent(TrainConfig(**budget), minutes=2.0) is is_spent, budget
+    for budget, ended_by in (({}, None), ({"max_flops": 560.0}, "max_flops"), ({"max_flops": 561.0}, None),
+                             ({"max_tokens": 16}, "max_tokens"), ({"max_tokens": 17}, None), ({"minutes": 2.0}, "minutes")):  # fmt: skip
+        assert ledger.spent(TrainConfig(**budget), minutes=2.0) == ended_by, budget
 
 
 @pytest.mark.parametrize("kind", ["max_flops", "max_tokens"])

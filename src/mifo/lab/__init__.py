@@ -1,1 +1,0 @@
-"""Experiments about training rather than with it: comparisons of methods."""

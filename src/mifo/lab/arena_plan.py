@@ -19,7 +19,7 @@ from mifo.errors import ConfigError
 from mifo.lab.arena_file import Arena, BudgetConfig, Contestant
 from mifo.methods import make_method
 
-FAIR_TABLES = ("model", "data", "reward", "rollout", "evaluation")
+FAIR_TABLES = ("model", "data", "reward", "rollout", "legacy", "evaluation")
 OUT_OF_REACH = 1000  # times the recipe's steps: where FLOPs, tokens or minutes end a run, its steps must not
 Stage = Literal["tuning", "final"]
 

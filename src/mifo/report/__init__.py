@@ -1,1 +1,0 @@
-"""Tables, files and figures made of what runs left behind; training never imports it."""

@@ -179,7 +179,7 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
             "response length",
             f"{summary['response_length_before']:.0f} → {summary['response_length_after']:.0f} tokens",
         )
-    ended = ", when train.minutes was up" if summary["ended_by"] == "minutes" else ""
+    ended = "" if summary["ended_by"] == "steps" else f", when train.{summary['ended_by']} was up"
     row("steps", f"{summary['steps']} of {summary['planned_steps']}{ended}")
     row(
         "RL, SFT", f"{summary['rl_steps']} RL steps, {summary['sft_steps']} SFT steps, {summary['intervals']} intervals"

@@ -61,10 +61,11 @@ class Ledger:
         """Response tokens generated, and those that entered an update, counted once for each."""
         return self.generated_tokens + self.rl_tokens + self.sft_tokens
 
-    def spent(self, train: TrainConfig, minutes: float) -> bool:
-        """Whether a budget of the [train] table is used up; `minutes` is the run's wall time."""
-        spent = ((minutes, train.minutes), (self.flops, train.max_flops), (self.tokens, train.max_tokens))
-        return any(budget is not None and used >= budget for used, budget in spent)
+    def spent(self, train: TrainConfig, minutes: float) -> str | None:
+        """The budget of the [train] table that is used up, by its setting; `minutes` is the run's wall time."""
+        used = {"minutes": minutes, "max_flops": self.flops, "max_tokens": self.tokens}
+        budgets = {"minutes": train.minutes, "max_flops": train.max_flops, "max_tokens": train.max_tokens}
+        return next((name for name, budget in budgets.items() if budget is not None and used[name] >= budget), None)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:

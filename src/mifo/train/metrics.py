@@ -77,3 +77,9 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "response_length": sum(len(r.token_ids) for r in rollouts) / len(rollouts),
         "truncated": sum(r.stop == "length" for r in rollouts) / len(rollouts),
     }
+
+
+def tokens_per_second(groups: Sequence[Group], seconds: float) -> float | None:
+    """Response tokens sampled in a turn over its wall time, training included; None where none were."""
+    tokens = sum(len(r.logprobs) for group in groups for r in group.rollouts)
+    return tokens / seconds if tokens else None

@@ -25,7 +25,7 @@ from mifo.train.guard import Guard
 from mifo.train.journal import Journal
 from mifo.train.learner import Learner
 from mifo.train.ledger import Ledger
-from mifo.train.metrics import freeze_record, gap_alarm, group_metrics, score_record, update_record
+from mifo.train.metrics import freeze_record, gap_alarm, group_metrics, score_record, tokens_per_second, update_record
 from mifo.train.optim import ScheduledAdamW
 from mifo.train.reference import refer
 from mifo.train.rows import demonstrated
@@ -91,18 +91,10 @@ class Run:
         self.elapsed_before = 0.0
         self.verdicts_before: Mapping[str, int] = {}
         self.turn: Turn | None = None  # under way: collected, and not yet recorded
-        self.evaluated, self.evaluated_flops = (
-            0,
-            0.0,
-        )  # step and FLOPs of the last evaluation that [evaluation] asked for
+        self.evaluated, self.evaluated_flops = 0, 0.0  # step and FLOPs of the last evaluation that was due
         self.finished_at: int | None = None  # the turn after which this run was finished
         self.stopped = False  # broken off because somebody asked
         self.started = self.turn_started = time.perf_counter()
-
-    @property
-    def method_name(self) -> str:
-        """Tag of the method."""
-        return self.config.method.name
 
     @property
     def grader_counts(self) -> Mapping[str, int]:
@@ -126,7 +118,7 @@ class Run:
     def finished(self) -> bool:
         """Enough steps (or minutes, FLOPs, tokens), and no SFT phase left half done."""
         spent = self.ledger.spent(self.config.train, self.elapsed / 60)
-        return not self.in_sft_phase and (self.steps >= self.config.train.steps or spent)
+        return not self.in_sft_phase and (self.steps >= self.config.train.steps or spent is not None)
 
     @property
     def in_sft_phase(self) -> bool:
@@ -206,7 +198,7 @@ class Run:
             "phase": phase.name,
             "elapsed": self.elapsed,
             "epoch": self.stream.epoch,
-            "tokens_per_second": self._tokens_per_second(groups),
+            "tokens_per_second": tokens_per_second(groups, self._turn_seconds()),
             **self.method.progress(),
             **group_metrics(groups),
             "updates": [update_record(report) for report in reports],
@@ -261,11 +253,9 @@ class Run:
             with self.ledger.timed("freeze"):
                 report = self.parts.importance.end_interval()
             self.frozen = freeze_record(report)
-        place = {"interval": self.ledger.intervals, "step": self.steps, "flops": self.ledger.flops}
-        entry: dict[str, Any] = {**place, "before": before}
-        self.meters.append(
-            entry | {"frozen_fraction": (self.frozen or {}).get("frozen_fraction", 0.0), "demonstrations": 0}
-        )
+        entry = {"interval": self.ledger.intervals, "step": self.steps, "flops": self.ledger.flops, "before": before}
+        share = (self.frozen or {}).get("frozen_fraction", 0.0)
+        self.meters.append(entry | {"frozen_fraction": share, "demonstrations": 0})
 
     def _leave_sft(self) -> None:
         if self.freeze is not None:
@@ -334,12 +324,10 @@ class Run:
             ledger.rl_steps += 1
             ledger.rl_tokens, ledger.rl_fed_tokens = ledger.rl_tokens + tokens, ledger.rl_fed_tokens + fed
 
-    def _tokens_per_second(self, groups: Sequence[Group]) -> float | None:
-        """Response tokens sampled in this turn over its wall time, training included."""
-        now = time.perf_counter()
-        seconds, self.turn_started = now - self.turn_started, now
-        tokens = sum(len(r.logprobs) for group in groups for r in group.rollouts)
-        return tokens / seconds if tokens else None
+    def _turn_seconds(self) -> float:
+        """Wall time since the turn before was recorded."""
+        before, self.turn_started = self.turn_started, time.perf_counter()
+        return self.turn_started - before
 
     def _heed(self, phase: Phase, fault: Fault | None) -> None:
         """Write down what is wrong with an update, and stop where too many were."""

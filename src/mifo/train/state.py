@@ -28,17 +28,8 @@ if TYPE_CHECKING:
     from mifo.train.run import Run
 
 OWN = (
-    "steps",
-    "iterations",
-    "version",
-    "phase",
-    "meters",
-    "scores",
-    "frozen",
-    "evaluated",
-    "evaluated_flops",
-    "finished_at",
-)
+    "steps", "iterations", "version", "phase", "meters", "scores", "frozen", "evaluated", "evaluated_flops", "finished_at",
+)  # fmt: skip
 
 
 class Saving:

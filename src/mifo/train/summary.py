@@ -20,7 +20,7 @@ def summarise(run: Run) -> dict[str, Any]:
     ledger = run.ledger.summary()
     phases = [meter for meter in run.meters if "after" in meter]
     return {
-        "method": run.method_name,
+        "method": run.config.method.name,
         "legacy": in_force(run.config.legacy),
         "accuracy_before": _get(before, "accuracy"),
         "accuracy_before_interval": _interval(before),
@@ -34,7 +34,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "truncated_after": _get(after, "truncated"),
         "steps": run.steps,
         "planned_steps": run.config.train.steps,
-        "ended_by": "steps" if run.steps >= run.config.train.steps else "minutes",
+        "ended_by": _ended_by(run),
         "rl_steps": ledger["rl_steps"],
         "sft_steps": ledger["sft_steps"],
         "intervals": len(phases),
@@ -54,6 +54,12 @@ def summarise(run: Run) -> dict[str, Any]:
         "seconds_by_part": ledger["seconds"],
         "verdicts": dict(run.grader_counts),
     }
+
+
+def _ended_by(run: Run) -> str:
+    """The setting of the [train] table that ended the run."""
+    by_steps = run.steps >= run.config.train.steps
+    return "steps" if by_steps else run.ledger.spent(run.config.train, run.elapsed / 60) or "steps"
 
 
 def _get(score: dict[str, Any] | None, name: str) -> Any:

@@ -13,7 +13,7 @@ from mifo.lab.arena_compare import Budget, compare
 from mifo.lab.arena_results import Failure
 from mifo.lab.arena_tuning import Choice, Trial
 from mifo.report.compare_files import table_text, write_files
-from mifo.report.compare_plots import NO_MATPLOTLIB, mean_curve
+from mifo.report.compare_plots import mean_curve
 from mifo.report.compare_text import remarks
 
 GRID = (
@@ -140,7 +140,3 @@ def test_figures(comparison, tmp_path):
     assert [panel.get_title(loc="left") for panel in panels] == ["mifo: mean +0.0"]  # sft measured no phase
     empty = dataclasses.replace(comparison, rows=comparison.rows[1:])
     assert forgetting_figure(empty) is None
-
-
-def test_the_note_names_the_extra():
-    assert "pip install 'mifo[report]'" in NO_MATPLOTLIB

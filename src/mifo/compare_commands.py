@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from mifo.cli import quiet_libraries
 from mifo.config.decode import decode
 from mifo.config.load import read_recipe
 from mifo.config.schema import Config
@@ -21,8 +22,9 @@ from mifo.lab.arena_file import BUDGET_KINDS, Arena, BudgetConfig, check_arena, 
 from mifo.lab.arena_folders import compare_folders
 from mifo.lab.arena_quick import quick_arena
 from mifo.report.compare_files import write_files
-from mifo.report.compare_plots import NO_MATPLOTLIB, have_matplotlib, write_plots
+from mifo.report.compare_plots import have_matplotlib, write_plots
 from mifo.report.compare_table import print_comparison
+from mifo.report.output import NO_FIGURE
 from mifo.signals import EXIT_STOPPED, stopping_on_signals
 from mifo.train.build import make_grader, prepare
 from mifo.train.console import Screen
@@ -36,6 +38,7 @@ MOST_JOBS = 2  # by default: each holds a model with its optimizers in memory
 
 def compare_command(known: argparse.Namespace) -> int:
     """`mifo compare`: run an arena, or compare existing runs; returns the exit status."""
+    quiet_libraries()
     console = Screen()
     if known.report:
         _refuse(
@@ -147,5 +150,5 @@ def _show(console: Screen, comparison: Comparison, folder: Path | None) -> None:
     if have_matplotlib():
         written = [*written, *write_plots(comparison, folder)]
     else:
-        print(f"mifo: {NO_MATPLOTLIB}", file=sys.stderr)
+        print(f"mifo: {NO_FIGURE}", file=sys.stderr)
     console.print(f"written to {folder}: {', '.join(path.name for path in written)}")
