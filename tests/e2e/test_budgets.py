@@ -15,7 +15,8 @@ def test_what_is_counted_by_hand():
     assert ledger.flops == 2 * 10 * (7 + 3) + 6 * 10 * 6
     assert ledger.tokens == 7 + 4 + 5
     for budget, ended_by in (({}, None), ({"max_flops": 560.0}, "max_flops"), ({"max_flops": 561.0}, None),
-                             ({"max_tokens": 16}, "max_tokens"), ({"max_tokens": 17}, None), ({"minutes": 2.0}, "minutes")):  # fmt: skip
+                             ({"max_tokens": 16}, "max_tokens"), ({"max_tokens": 17}, None),
+                             ({"minutes": 2.0}, "minutes")):  # fmt: skip
         assert ledger.spent(TrainConfig(**budget), minutes=2.0) == ended_by, budget
 
 
