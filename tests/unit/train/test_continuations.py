@@ -29,7 +29,8 @@ class ScriptedRun:
         self.failures = FailureWatch(max_share=1.0, window=10)
         self.stop = SimpleNamespace(window=nullcontext)
         self.engine = self
-        self.config = SimpleNamespace(train=SimpleNamespace(seed=5))
+        legacy = SimpleNamespace(require_thought_end=False)
+        self.config = SimpleNamespace(train=SimpleNamespace(seed=5), legacy=legacy)
         encoded = {
             p.id: SimpleNamespace(prompt_ids=(1, int(p.id[1:]) + 2), demonstration_ids=DEMONSTRATION) for p in PROBLEMS
         }
