@@ -25,6 +25,7 @@ SpanName = Literal[
     "response", "prefix", "continuation"
 ]  # all of a response | a demonstration's first tokens | the rest
 NormalizerName = Literal["token", "sequence", "constant"]  # TOK, SEQ, CONST of METHODS 0
+ScorerName = Literal["critic", "prm"]  # a value model | an implicit process reward model
 
 
 class Verdict(str, Enum):
@@ -86,7 +87,11 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The rollouts of one problem with their verdicts and rewards, in the same order."""
+    """The rollouts of one problem with their verdicts and rewards, in the same order.
+
+    `scores` holds a number for each token of each rollout, from a second model: the value before the token (critic), or its
+    implicit reward (process reward model). None where the phase has no such model, or it has not scored them yet.
+    """
 
     problem: Problem
     prompt_ids: TokenIds
@@ -94,6 +99,7 @@ class Group:
     verdicts: tuple[Verdict, ...]
     rewards: tuple[float, ...]
     demonstration_ids: TokenIds | None = None
+    scores: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -123,7 +129,8 @@ class Sequence:
     weight for each response token. A term that is absent does not see the sequence at all; a weight of 0.0 takes part in the
     term's denominator and adds nothing to its numerator. `sampler_logprobs` are those of the rollout engine, None for
     demonstrations. The first `prefix_tokens` of the response are a demonstration's, and `sampler_logprobs` those of the tokens
-    after them. `hint_tokens` are the last tokens of the prompt that are a demonstration's: read, never learned.
+    after them. `hint_tokens` are the last tokens of the prompt that are a demonstration's: read, never learned. `target` is what a
+    term that regresses should find: for all tokens alike, or for each (returns, a label).
     """
 
     problem_id: str
@@ -135,6 +142,7 @@ class Sequence:
     rollout: int | None = None  # which rollout of its problem, as messages name it; None for demonstrations
     prefix_tokens: int = 0
     hint_tokens: int = 0
+    target: Weight | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +150,9 @@ class TokenStats:
     """What a loss may look at, one row per response token of a micro-batch (T rows).
 
     `logp_T` and `entropy_T` carry gradients (entropy only where a term asks for it). `old_logp_T` is π_old, `ref_logp_T`
-    the reference, `sampler_logp_T` those of the rollout engine, `vocabulary_T` the values of the term's `vocabulary`; each is
-    None when no term needs it. `sequence_T` numbers the sequence that a row belongs to.
+    the reference, `sampler_logp_T` those of the rollout engine, `vocabulary_T` the values of the term's `vocabulary`, `target_T`
+    the targets of the sequences; each is None when no term needs it. `sequence_T` numbers the sequence that a row belongs to. Of
+    a critic, `logp_T` holds its values and `old_logp_T` those at the start of the turn.
     """
 
     logp_T: Tensor
@@ -154,6 +163,7 @@ class TokenStats:
     ref_logp_T: Tensor | None = None
     sampler_logp_T: Tensor | None = None
     vocabulary_T: Tensor | None = None
+    target_T: Tensor | None = None
 
 
 TokenLoss = Callable[[TokenStats], "Tensor"]  # per-token values [T]; never a mean, never a sum
@@ -227,6 +237,7 @@ class Term:
     uses_old_policy: bool = False
     uses_reference: bool = False
     uses_sampler: bool = False
+    uses_target: bool = False
     vocabulary: VocabularyStatistic | None = None
     published: PublishedSum | None = None
 
@@ -253,10 +264,18 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resample:
-    """Dynamic sampling: rounds of a phase's prompts until `groups` of them are mixed, or `rounds` are over (DAPO)."""
+    """Dynamic sampling: rounds of a phase's prompts until `groups` of them are kept, or `rounds` are over (DAPO).
+
+    Kept are groups that are mixed; or those whose accuracy is within `accuracy`, both ends included (PRIME).
+    """
 
     groups: int
     rounds: int
+    accuracy: tuple[float, float] | None = None
+
+    def keeps(self, group: Group) -> bool:
+        """Whether a group counts."""
+        return group.mixed if self.accuracy is None else self.accuracy[0] <= group.accuracy <= self.accuracy[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +303,8 @@ class Phase:
     drawn without rollouts. `optimizer` names the optimizer whose moments it uses; `fresh` starts a phase without any, and its
     schedule anew. `freeze` holds for the whole phase. `reference` names what KL terms compare with: the model as it was loaded
     (None), or the policy as the first of the phases in a row with this name found it. Around an SFT phase that is not `metered`
-    accuracy is not measured.
+    accuracy is not measured. With `scorer_learns` the method's second model scores every rollout of the step, and learns from
+    them after that or before it.
     """
 
     name: Literal["rl", "sft", "mixed"]
@@ -299,6 +319,7 @@ class Phase:
     retries: Retries | None = None
     reference: str | None = None
     metered: bool = True
+    scorer_learns: Literal["after", "before"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

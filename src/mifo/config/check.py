@@ -7,6 +7,7 @@ import math
 from mifo.config.check_legacy import check_legacy
 from mifo.config.check_mixed import check_mixed, imitation_batch
 from mifo.config.check_prefix import check_prefix
+from mifo.config.check_scored import check_scored
 from mifo.config.decode import check_bounds
 from mifo.config.schema import (
     BreadMethod,
@@ -17,12 +18,19 @@ from mifo.config.schema import (
     MifoMethod,
     OptimizerConfig,
     PolicyGradientConfig,
+    PpoMethod,
     PrefixRftMethod,
+    PrimeMethod,
     RunConfig,
     SftMethod,
     SrftMethod,
 )
 from mifo.errors import ConfigError
+
+UNIMITATED = (
+    MifoMethod, GrpoMethod, LuffyMethod, SrftMethod, PrefixRftMethod, BreadMethod, PpoMethod, PrimeMethod,
+)  # fmt: skip
+"""Methods without a batch of demonstrations of their own that a loss is checked against here."""
 
 
 def check_config(config: Config) -> None:
@@ -35,8 +43,8 @@ def check_config(config: Config) -> None:
     _check_model(config)
     _check_data(config)
     _check_evaluation(config)
-    for name, optimizer in (("rl_optimizer", config.rl_optimizer), ("sft_optimizer", config.sft_optimizer)):
-        _check_optimizer(name, optimizer)
+    for name in ("rl_optimizer", "sft_optimizer", "critic_optimizer", "prm_optimizer"):
+        _check_optimizer(name, getattr(config, name))
     _check_reward(config)
     _check_run(config.run)
     method = config.method
@@ -44,7 +52,7 @@ def check_config(config: Config) -> None:
         _check_policy_gradient(method.rl, config)
     if isinstance(method, SftMethod):
         _check_imitation(method.sft, method.batch_size)
-    elif not isinstance(method, MifoMethod | GrpoMethod | LuffyMethod | SrftMethod | PrefixRftMethod | BreadMethod):
+    elif not isinstance(method, UNIMITATED):
         _check_imitation(method.sft, imitation_batch(method))
     if isinstance(method, MifoMethod):
         _check_imitation(method.sft, method.sft_batch_size or method.buffer_size)
@@ -52,12 +60,13 @@ def check_config(config: Config) -> None:
     check_mixed(config)
     check_prefix(config)
     check_legacy(config)
+    check_scored(config)
 
 
 def _check_reward(config: Config) -> None:
     reward = config.reward
-    for name, value in (("correct", reward.correct), ("incorrect", reward.incorrect)):
-        if not math.isfinite(value):
+    for name, value in (("correct", reward.correct), ("incorrect", reward.incorrect), ("truncated", reward.truncated)):
+        if value is not None and not math.isfinite(value):
             raise ConfigError(
                 f"reward.{name} = {value}: a reward must be a finite number. The usual values are 1 and 0."
             )
@@ -65,6 +74,15 @@ def _check_reward(config: Config) -> None:
         raise ConfigError(
             f"reward.correct = {reward.correct:g} must be above reward.incorrect = {reward.incorrect:g}: "
             "otherwise there is nothing to learn. The usual values are 1 and 0."
+        )
+    if reward.truncated is not None and reward.truncated >= reward.correct:
+        raise ConfigError(
+            f"reward.truncated = {reward.truncated:g} must be below reward.correct = {reward.correct:g}: a response that is "
+            "cut off would be worth as much as an answer. Oat-Zero takes 0."
+        )
+    if reward.truncated is not None and isinstance(config.method, SftMethod):
+        raise ConfigError(
+            f"reward.truncated = {reward.truncated:g} has no effect with method.name = 'sft', which samples nothing. Leave it out."
         )
     if reward.max_failure_share * reward.failure_window < 1:
         raise ConfigError(
@@ -172,7 +190,7 @@ def _check_optimizer(name: str, optimizer: OptimizerConfig) -> None:
 
 
 def _check_policy_gradient(rl: PolicyGradientConfig, config: Config) -> None:
-    if rl.rollouts_per_prompt < 2:
+    if rl.rollouts_per_prompt < 2 and not isinstance(config.method, PpoMethod):
         raise ConfigError(
             "method.rl.rollouts_per_prompt = 1 leaves a group without a baseline: every advantage would be the raw reward. "
             "Use at least 2."

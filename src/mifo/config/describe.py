@@ -24,10 +24,13 @@ def _name(member: type) -> str:
 
 
 def field_comments(cls: type) -> dict[str, str]:
-    """The string under each field of a dataclass, as its description."""
+    """The string under each field of a dataclass, as its description; of fields that it inherits, from where they stand."""
+    comments: dict[str, str] = {}
+    for base in cls.__bases__:
+        if dataclasses.is_dataclass(base):
+            comments |= field_comments(base)
     body = ast.parse(inspect.getsource(cls)).body[0]
     assert isinstance(body, ast.ClassDef)
-    comments: dict[str, str] = {}
     for statement, after in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(statement, ast.AnnAssign)

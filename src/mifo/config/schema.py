@@ -13,6 +13,7 @@ from typing import Literal
 from mifo.config.bounds import Count, CountOrZero, NonNegative, Positive, PositiveShare, Share, ShareBelowOne
 from mifo.config.legacy import LegacyConfig
 from mifo.config.method_tables import BreadMethod, PrefixRftMethod, SasrMethod, UftMethod
+from mifo.config.scored import CriticOptimizerConfig, PpoMethod, PrimeMethod, PrmOptimizerConfig
 from mifo.config.tables import (
     DataConfig,
     EvaluationConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "BreadMethod",
     "ChordMethod",
     "Config",
+    "CriticOptimizerConfig",
     "DataConfig",
     "EvaluationConfig",
     "GrpoMethod",
@@ -45,7 +47,10 @@ __all__ = [
     "MultiStageMethod",
     "OptimizerConfig",
     "PolicyGradientConfig",
+    "PpoMethod",
     "PrefixRftMethod",
+    "PrimeMethod",
+    "PrmOptimizerConfig",
     "ReliftMethod",
     "RewardConfig",
     "RlSftMethod",
@@ -323,6 +328,8 @@ MethodConfig = (
     | PrefixRftMethod
     | BreadMethod
     | SasrMethod
+    | PpoMethod
+    | PrimeMethod
 )
 
 
@@ -338,6 +345,8 @@ class Config:
     legacy: LegacyConfig = field(default_factory=LegacyConfig)
     rl_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    critic_optimizer: CriticOptimizerConfig = field(default_factory=CriticOptimizerConfig)
+    prm_optimizer: PrmOptimizerConfig = field(default_factory=PrmOptimizerConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -88,6 +88,8 @@ class RewardConfig:
     """Reward of a correct answer."""
     incorrect: float = 0.0
     """Reward of any other verdict; errors and time-outs are counted apart."""
+    truncated: float | None = None
+    """Reward of a response that reached rollout.max_response_tokens without an end, right or wrong; none: that of its verdict."""
     workers: Count = 1
     """Processes for answers that exact comparison cannot decide."""
     seconds_per_answer: Positive = 5.0

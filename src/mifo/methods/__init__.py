@@ -13,7 +13,9 @@ from mifo.methods.gated import Hpt, SuperRl
 from mifo.methods.grpo import Grpo
 from mifo.methods.luffy import Luffy
 from mifo.methods.mifo import Mifo
+from mifo.methods.ppo import Ppo
 from mifo.methods.prefix_rft import PrefixRft
+from mifo.methods.prime import Prime
 from mifo.methods.published import AsPublished
 from mifo.methods.relift import Relift
 from mifo.methods.rl_with_sft import RlWithSft
@@ -31,7 +33,9 @@ METHODS: dict[str, Callable[[Any, Config], Method]] = {
     "luffy": Luffy,
     "mifo": Mifo,
     "multi_stage": Stages,
+    "ppo": Ppo,
     "prefix_rft": PrefixRft,
+    "prime": Prime,
     "relift": Relift,
     "rl_sft": Stages,
     "rl_with_sft": RlWithSft,

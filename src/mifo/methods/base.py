@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from mifo.types import Freeze, Group, Phase, Update
+from mifo.types import Freeze, Group, Phase, ScorerName, Update
 
 
 class Method(Protocol):
@@ -25,6 +25,8 @@ class Method(Protocol):
     """The optimizers that its phases name; each keeps moments of its own."""
     freeze: Freeze | None
     """What SFT phases must not move; None needs neither snapshot nor importance map."""
+    scorer: ScorerName | None
+    """The second model, with an optimizer of its own, that scores the tokens of rollouts; None needs none."""
 
     def next_phase(self) -> Phase:
         """What the next step does; does not change the method."""
@@ -36,6 +38,10 @@ class Method(Protocol):
 
     def learned(self, phase: Phase, norms: Sequence[float]) -> None:
         """What the engine measured in `updates`: the gradient norm of each step taken, before clipping, in order."""
+        ...
+
+    def scorer_updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
+        """The optimizer steps of the scorer, in order; scores are there if it learns after them. Leaves the method as it is."""
         ...
 
     def progress(self) -> Mapping[str, float]:
@@ -52,10 +58,15 @@ class Method(Protocol):
 
 
 class Base:
-    """What most methods share: no reference, nothing frozen, and nothing that follows what was measured."""
+    """What most methods share: no reference, no second model, nothing frozen, and nothing that follows what was measured."""
 
     needs_reference = False
     freeze: Freeze | None = None
+    scorer: ScorerName | None = None
+
+    def scorer_updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
+        """Nothing learns beside the policy."""
+        return []
 
     def learned(self, phase: Phase, norms: Sequence[float]) -> None:
         """Not looked at."""

@@ -13,7 +13,7 @@ from mifo.config.schema import Config, GrpoMethod, PolicyGradientConfig
 from mifo.core.advantages import overlong_reward, step_advantages
 from mifo.core.losses import EntropyBonus, KlToReference, PolicyGradient
 from mifo.methods.base import Stateless
-from mifo.types import Group, Phase, Resample, Term, Update
+from mifo.types import Group, Phase, Resample, Term, Update, Weight
 from mifo.types import Sequence as TrainingSequence
 
 
@@ -70,15 +70,31 @@ def policy_gradient_updates(rl: PolicyGradientConfig, groups: Sequence[Group], l
     engine leaves its forward and backward pass out. A step whose rollouts failed has no groups, and no updates. Dynamic
     sampling takes the first `prompts_per_step` groups that are mixed; where its cap left fewer, the updates are smaller.
     """
-    if rl.dynamic_sampling:
-        groups = [group for group in groups if group.mixed][: rl.prompts_per_step]
-    terms = policy_gradient_terms(rl, longest_response)
+    groups = chosen_groups(rl, groups)
     advantages = step_advantages(
-        [_shaped_rewards(rl, group, longest_response) for group in groups],
+        [shaped_rewards(rl, group, longest_response) for group in groups],
         [[len(rollout.logprobs) for rollout in group.rollouts] for group in groups],
         rl.advantage,
         divide_by_std=rl.advantage_std,
     )
+    return weighted_updates(rl, groups, advantages, longest_response)
+
+
+def chosen_groups(rl: PolicyGradientConfig, groups: Sequence[Group]) -> Sequence[Group]:
+    """What of a step is learned from: all groups, or with dynamic sampling the first that are mixed."""
+    if not rl.dynamic_sampling:
+        return groups
+    return [group for group in groups if group.mixed][: rl.prompts_per_step]
+
+
+def weighted_updates(
+    rl: PolicyGradientConfig,
+    groups: Sequence[Group],
+    advantages: Sequence[Sequence[Weight]],
+    longest_response: int,
+) -> list[Update]:
+    """The groups split evenly, in order, into `updates_per_step` updates; an advantage for each rollout or each of its tokens."""
+    terms = policy_gradient_terms(rl, longest_response)
     weighted = [_weighted(group, row, terms) for group, row in zip(groups, advantages, strict=True)]
     size = max(1, math.ceil(len(groups) / rl.updates_per_step))
     return [
@@ -87,7 +103,7 @@ def policy_gradient_updates(rl: PolicyGradientConfig, groups: Sequence[Group], l
     ]
 
 
-def _shaped_rewards(rl: PolicyGradientConfig, group: Group, longest_response: int) -> list[float]:
+def shaped_rewards(rl: PolicyGradientConfig, group: Group, longest_response: int) -> list[float]:
     """The rewards, lowered for responses that come near the longest allowed if `overlong_tokens` says so."""
     margin = rl.overlong_tokens
     if margin is None:
@@ -98,7 +114,7 @@ def _shaped_rewards(rl: PolicyGradientConfig, group: Group, longest_response: in
     ]
 
 
-def _weighted(group: Group, advantages: Sequence[float], terms: Sequence[Term]) -> list[TrainingSequence]:
+def _weighted(group: Group, advantages: Sequence[Weight], terms: Sequence[Term]) -> list[TrainingSequence]:
     return [
         TrainingSequence(
             problem_id=group.problem.id,

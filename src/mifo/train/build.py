@@ -35,6 +35,7 @@ from mifo.train.optim import ScheduledAdamW
 from mifo.train.parallel import current_world
 from mifo.train.policy import Policy
 from mifo.train.run import Evaluate, Listener, Parts, Run
+from mifo.train.scorer import Scorer, make_scorer
 from mifo.train.state import hash_weights
 from mifo.train.stop import Stop
 from mifo.train.storage import Storage
@@ -176,9 +177,19 @@ def _load_parts(prepared: Prepared, **others: Any) -> Parts:
             "sft": ScheduledAdamW(learner.parameters, config.sft_optimizer),
         },
         importance=importance,
+        scorer=_make_scorer(prepared, learner, window),
         reference_hash=reference_hash,
         **others,
     )
+
+
+def _make_scorer(
+    prepared: Prepared, learner: Learner, window: Callable[[], AbstractContextManager[None]]
+) -> Scorer | None:
+    name = prepared.method.scorer
+    if name is None:
+        return None
+    return make_scorer(name, learner.policy, prepared.config, reference=learner.reference, window=window)
 
 
 def _make_learner(

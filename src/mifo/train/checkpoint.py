@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and JSON, committed by a rename, checked by hash when they are read.
 
     checkpoints/step-000120/  model.safetensors  rl.safetensors  sft.safetensors  importance.safetensors
+                              critic.safetensors  critic_optimizer.safetensors  (or prm, where there is one)
                               state.json  MANIFEST.json
 
 A save writes to a folder of another name, syncs every file, writes the manifest last, syncs the folder, renames it, and syncs

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mifo.config.schema import RewardConfig
 from mifo.data.extract import END_OF_THOUGHT
 from mifo.errors import NumericsError
 from mifo.rewards import Answer, check_rewards
@@ -30,7 +31,7 @@ def collect(run: Run, phase: Phase) -> tuple[Group, ...]:
         groups += _round(run, phase, number)
         if run.tainted is not None:
             return ()
-        if phase.resample is None or sum(group.mixed for group in groups) >= phase.resample.groups:
+        if phase.resample is None or sum(map(phase.resample.keeps, groups)) >= phase.resample.groups:
             break
     if phase.retries is not None:
         groups = _with_retries(run, phase, groups)
@@ -148,8 +149,7 @@ def _grade(run: Run, problems: Sequence[Problem], rollouts: Sequence[Sequence[Ro
 
 def make_group(parts: Parts, problem: Problem, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> Group:
     """A problem of the training data with its rollouts, their verdicts, and the rewards these mean."""
-    reward = parts.config.reward
-    rewards = tuple(reward.correct if v is Verdict.CORRECT else reward.incorrect for v in verdicts)
+    rewards = tuple(_reward(parts.config.reward, r, v) for r, v in zip(rollouts, verdicts, strict=True))
     check_rewards(rewards, problem.id)
     encoded = parts.corpus.encoded[problem.id]
     return Group(
@@ -160,6 +160,13 @@ def make_group(parts: Parts, problem: Problem, rollouts: Sequence[Rollout], verd
         rewards=rewards,
         demonstration_ids=encoded.demonstration_ids,
     )
+
+
+def _reward(reward: RewardConfig, rollout: Rollout, verdict: Verdict) -> float:
+    """What a rollout earns. One that was cut off may have a reward of its own, whatever its verdict (Oat-Zero)."""
+    if reward.truncated is not None and rollout.stop == "length":
+        return reward.truncated
+    return reward.correct if verdict is Verdict.CORRECT else reward.incorrect
 
 
 def derive_seed(seed: int, purpose: str, step: int) -> int:

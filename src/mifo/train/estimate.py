@@ -1,8 +1,9 @@
 """What a run will need: memory by its components, time from its tokens and a measured matrix product.
 
-Estimates, printed by --dry-run. Memory counts what MIFO keeps per trainable element (DESIGN 5) plus the activations of one
-micro-batch; time is FLOPs by the 2ND/6ND rule over the machine's measured rate and a utilisation that was read off runs on
-a 2-core Xeon (generation reaches a smaller share of the peak than training).
+Estimates, printed by --dry-run. Memory counts what MIFO keeps per trainable element (DESIGN 5), or a second model of the same
+size (critic, process reward model), plus the activations of one micro-batch; time is FLOPs by the 2ND/6ND rule over the
+machine's measured rate and a utilisation that was read off runs on a 2-core Xeon (generation reaches a smaller share of the
+peak than training).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mifo.train.device import pick_device, pick_dtype
 from mifo.train.model import TINY, read_model_config, tiny_model
 
 TRAIN_UTILISATION, DECODE_UTILISATION = 0.35, 0.15
+SCORER_PASSES = {None: 0, "critic": 2 + 6, "prm": 2 + 2 + 6}  # to score, by itself and its reference, and to learn
 GIB = 1 << 30
 
 
@@ -55,7 +57,7 @@ def estimate(config: Config, method: Method, corpus: Corpus) -> Estimate:
     # Dynamic sampling is taken to need one round: how many it will need is not known.
     groups = phase.prompts if phase.resample is None else phase.resample.groups
     trained = groups * (max(1, phase.rollouts) * response + prompt)
-    generating, learning = 2 * parameters * generated, 6 * parameters * trained
+    generating, learning = 2 * parameters * generated, (6 + SCORER_PASSES[method.scorer]) * parameters * trained
     step = generating / (rate * DECODE_UTILISATION) + learning / (rate * TRAIN_UTILISATION)
     return Estimate(
         parameters=parameters,
@@ -108,6 +110,7 @@ def _memory(
         "moments kept during SFT": 8 * parameters if method.freeze is not None else 0,
         "copy for the checkpoint writer": _checkpoint_copy(config, method, parameters),
         "reference model": 4 * parameters if method.needs_reference else 0,
+        "critic or reward model, gradients, moments": 16 * parameters if method.scorer is not None else 0,
         "sampler's weights": width * parameters,
         "sampler's cache": int(rows * kv * width * (prompt + config.rollout.max_response_tokens)),
         "activations of a micro-batch": tokens * per_layer * layers * width,
@@ -115,10 +118,11 @@ def _memory(
 
 
 def _checkpoint_copy(config: Config, method: Method, parameters: int) -> int:
-    """Weights, moments, importance map and snapshot once more, while a checkpoint is written."""
+    """Weights, moments, importance map, snapshot and second model once more, while a checkpoint is written."""
     if not config.run.background_checkpoints:
         return 0
-    return 4 * parameters * (1 + 2 * len(method.optimizers) + (2 if method.freeze is not None else 0))
+    copies = 1 + 2 * len(method.optimizers) + (2 if method.freeze is not None else 0)
+    return 4 * parameters * (copies + (3 if method.scorer is not None else 0))
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:

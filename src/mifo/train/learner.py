@@ -40,6 +40,7 @@ from mifo.train.rows import (
     is_sampled,
     live_sequences,
     sampler_rows,
+    target_rows,
     token_rows,
     view,
     vocabulary_of,
@@ -217,11 +218,12 @@ class Learner:
         stats = self._forward(update, batch, origin)
         tally.tokens, tally.fed = tally.tokens + len(stats.logp_T), tally.fed + batch.tokens
         seen: dict[str, Tensor | None] = {
-            "log-prob": stats.logp_T.detach(),
+            self.policy.quantity: stats.logp_T.detach(),
             "entropy": stats.entropy_T.detach(),
-            "old log-prob": stats.old_logp_T,
+            f"old {self.policy.quantity}": stats.old_logp_T,
             "reference log-prob": stats.ref_logp_T,
             "sampler log-prob": stats.sampler_logp_T,
+            "target": stats.target_T,
             "vocabulary statistic": None if stats.vocabulary_T is None else stats.vocabulary_T.detach(),
         }
         if not bool(torch.isfinite(stats.logp_T.detach() + stats.entropy_T.detach()).all()):
@@ -272,6 +274,7 @@ class Learner:
             ref_logp_T=self._reference_logprobs(batch) if any(t.uses_reference for t in update.terms) else None,
             sampler_logp_T=sampler_rows(sequences, sequence_T, logp_T.detach() if old_T is None else old_T),
             vocabulary_T=vocabulary_T,
+            target_T=target_rows(sequences, logp_T.detach()),
         )
 
     @staticmethod

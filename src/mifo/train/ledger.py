@@ -18,10 +18,12 @@ class Ledger:
     """Running totals over the whole run, resumed sessions included.
 
     Token counts are response tokens unless they say `fed`, which counts prompt and response as they went through the
-    model; groups skipped because nothing could be learned from them are not fed.
+    model; groups skipped because nothing could be learned from them are not fed. A scorer is a second model (critic, process
+    reward model): `scored_fed_tokens` went through it, or its reference, to be scored, `scorer_fed_tokens` to be learned from.
     """
 
     parameters: int
+    scorer_parameters: int = 0
     rl_steps: int = 0
     sft_steps: int = 0
     updates: int = 0
@@ -36,6 +38,9 @@ class Ledger:
     rl_fed_tokens: int = 0
     sft_tokens: int = 0
     sft_fed_tokens: int = 0
+    scorer_updates: int = 0
+    scored_fed_tokens: int = 0
+    scorer_fed_tokens: int = 0
     evaluation_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     seen_problems: set[str] = field(default_factory=set)
@@ -48,8 +53,15 @@ class Ledger:
 
     @property
     def training_flops(self) -> float:
-        """6·N·D over tokens fed to forward and backward passes."""
-        return float(FLOPS_PER_TRAINED * self.parameters * (self.rl_fed_tokens + self.sft_fed_tokens))
+        """6·N·D over tokens fed to forward and backward passes of the policy, and what the scorer cost."""
+        own = FLOPS_PER_TRAINED * self.parameters * (self.rl_fed_tokens + self.sft_fed_tokens)
+        return float(own + self.scorer_flops)
+
+    @property
+    def scorer_flops(self) -> float:
+        """2·N·D over tokens that were scored and 6·N·D over those learned from, N the scorer's parameters."""
+        fed = FLOPS_PER_GENERATED * self.scored_fed_tokens + FLOPS_PER_TRAINED * self.scorer_fed_tokens
+        return float(self.scorer_parameters * fed)
 
     @property
     def flops(self) -> float:
@@ -92,7 +104,8 @@ class Ledger:
         """The totals as plain data, for ledger.json."""
         plain = self.state_dict()
         del plain["seen_problems"], plain["seen_demonstrations"]
-        return plain | {"generation_flops": self.generation_flops, "training_flops": self.training_flops}
+        names = ("generation_flops", "training_flops", "scorer_flops")
+        return plain | {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain data."""

@@ -28,6 +28,7 @@ def _turns(run: Run) -> None:
         phase = run.method.next_phase()  # RL until |B| ≥ S, SFT until B = ∅
         run.enter(phase)  # RL→SFT: Δ, C̃, TopK, M.  SFT→RL: unfreeze, θ_RL,start ← θ
         groups = run.collect(phase)  # rollouts of π_old, R(o_i), acc(q), D(q)
+        groups = run.score(phase, groups)  # V_t or q_t by a second model, which learns too, where the method has one
         updates = run.method.updates(phase, groups)  # A_i; hard questions join B, or B is consumed
         reports = run.learn(phase, updates)  # gradient, (1 − M) ⊙ g, clip, step, freeze
         run.method.learned(phase, [r.grad_norm for r in reports if r.taken])  # SASR: G_last

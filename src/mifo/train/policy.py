@@ -41,6 +41,9 @@ class Policy:
         activation_checkpointing: recompute the body's activations in the backward pass.
     """
 
+    quantity = "log-prob"
+    """What `token_stats` gives of each token, in messages."""
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -111,6 +111,17 @@ def sampler_rows(sequences: SequenceOf[Sequence], sequence_T: Tensor, old_T: Ten
     return torch.where(is_sampled(sequences, sequence_T), token_rows(rows, old_T), old_T)
 
 
+def target_rows(sequences: SequenceOf[Sequence], like: Tensor) -> Tensor | None:
+    """What regressions should find, [T], and 0 for sequences without a target; None where none has one."""
+    if all(s.target is None for s in sequences):
+        return None
+    return token_rows([_spread(s.target or 0.0, s) for s in sequences], like)
+
+
+def _spread(weight: Weight, sequence: Sequence) -> SequenceOf[float]:
+    return weight if isinstance(weight, tuple) else (weight,) * len(sequence.response_ids)
+
+
 def view(term: Term, stats: TokenStats, sequences: SequenceOf[Sequence]) -> TokenStats:
     """What one term sees of a micro-batch: its own weights, and nothing that it did not ask for."""
     return replace(
@@ -121,6 +132,7 @@ def view(term: Term, stats: TokenStats, sequences: SequenceOf[Sequence]) -> Toke
         ref_logp_T=stats.ref_logp_T if term.uses_reference else None,
         sampler_logp_T=stats.sampler_logp_T if term.uses_sampler else None,
         vocabulary_T=stats.vocabulary_T if term.vocabulary is not None else None,
+        target_T=stats.target_T if term.uses_target else None,
     )
 
 
@@ -129,8 +141,5 @@ def _weight_rows(term: Term, sequences: SequenceOf[Sequence], stats: TokenStats)
     weights = [s.weights.get(term.name, 0.0) for s in sequences]
     if not any(isinstance(weight, tuple) for weight in weights):
         return stats.logp_T.new_tensor(weights)[stats.sequence_T]
-    rows = [
-        weight if isinstance(weight, tuple) else (weight,) * len(sequence.response_ids)
-        for weight, sequence in zip(weights, sequences, strict=True)
-    ]
+    rows = [_spread(weight, sequence) for weight, sequence in zip(weights, sequences, strict=True)]
     return token_rows(rows, stats.logp_T)

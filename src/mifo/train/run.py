@@ -17,6 +17,7 @@ from mifo.errors import NumericsError
 from mifo.methods import Method
 from mifo.rewards import FailureWatch, Grader
 from mifo.rollout.engine import Engine
+from mifo.train.account import count
 from mifo.train.checkpoint import Checkpoints, Snapshot
 from mifo.train.collect import collect, make_group
 from mifo.train.corpus import Corpus
@@ -28,8 +29,9 @@ from mifo.train.ledger import Ledger
 from mifo.train.metrics import freeze_record, gap_alarm, group_metrics, score_record, tokens_per_second, update_record
 from mifo.train.optim import ScheduledAdamW
 from mifo.train.reference import refer
-from mifo.train.rows import demonstrated
 from mifo.train.samples import sample_records
+from mifo.train.scorer import Scorer
+from mifo.train.scoring import score, scorer_metrics
 from mifo.train.state import Saving, plain_state, restore_snapshot, take_snapshot
 from mifo.train.stop import Stop
 from mifo.train.storage import Storage
@@ -55,6 +57,7 @@ class Parts:
     grader: Grader
     optimizers: Mapping[str, ScheduledAdamW]
     importance: ImportanceMap | None
+    scorer: Scorer | None
     reference_hash: str | None  # of the weights that a KL term compares with, read from model.path at every start
     evaluate: Evaluate | None
     listener: Listener
@@ -77,7 +80,10 @@ class Run:
         self.saving = Saving(parts.checkpoints, background=parts.config.run.background_checkpoints)
         reward = parts.config.reward
         self.failures = FailureWatch(max_share=reward.max_failure_share, window=reward.failure_window)
-        self.ledger = Ledger(parameters=sum(p.numel() for p in parts.learner.parameters))
+        self.ledger = Ledger(
+            parameters=sum(p.numel() for p in parts.learner.parameters),
+            scorer_parameters=0 if parts.scorer is None else parts.scorer.parameters,
+        )
         self.steps = 0  # steps that drew problems: what train.steps counts
         self.iterations = 0  # turns of the loop, SFT updates of an interval included
         self.version = 0  # optimizer updates taken: the version of the weights
@@ -153,6 +159,10 @@ class Run:
             self.mark()
         return self.turn.groups
 
+    def score(self, phase: Phase, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+        """The groups with a number for each token where the method has a second model, which learns from them too."""
+        return groups if phase.scorer_learns is None else score(self, phase)
+
     def learn(self, phase: Phase, updates: Sequence[Update]) -> list[UpdateReport]:
         """The optimizer steps of this turn. π_old is computed beforehand only for updates after the first.
 
@@ -162,8 +172,8 @@ class Run:
         self.guard.begin(phase.name)
         if self.tainted is not None:
             fault, self.tainted = self.tainted, None
-            self._heed(phase, fault)
-            self._count(phase, (), ())
+            self.heed(phase.name, self.guard, fault)
+            count(self, phase, (), ())
             return []
         importance = self.parts.importance
         if phase.freeze is not None and importance is not None and self.freeze is None:
@@ -175,16 +185,16 @@ class Run:
         with self.ledger.timed(phase.name):
             with self.stop.window():
                 updates = self.turn.prepared(updates, self._with_old_policy)
-            budget = self._heed_budget(budget)
+            budget = self.heed_budget(self.learner, budget)
             self.mark()
             for update in updates[len(self.turn.reports) :]:  # all, unless the last session was stopped among them
                 report = self.learner.apply(update, optimizer, freeze=self.freeze, guard=self.guard, step=self.version)
                 self.turn.reports.append(report)
                 self.version += report.moved
-                self._heed(phase, report.fault)
-                budget = self._heed_budget(budget)
+                self.heed(phase.name, self.guard, report.fault)
+                budget = self.heed_budget(self.learner, budget)
                 self.mark()
-        self._count(phase, updates, self.turn.reports)
+        count(self, phase, updates, self.turn.reports)
         return self.turn.reports
 
     def record(self, phase: Phase, groups: Sequence[Group], reports: Sequence[UpdateReport]) -> None:
@@ -203,6 +213,8 @@ class Run:
             **group_metrics(groups),
             "updates": [update_record(report) for report in reports],
         }
+        if self.parts.scorer is not None and self.turn is not None:
+            record[self.parts.scorer.name] = scorer_metrics(self.turn.groups, self.turn.lessons)
         self.emit("metrics", record)
         for sample in sample_records(groups, self.config.run.samples_per_step, self.parts.chat.decode):
             self.emit("samples", {"step": self.steps, **sample})
@@ -309,35 +321,20 @@ class Run:
             return update
         return replace(update, old_logprobs=tuple(self.learner.logprobs(update.sequences)))
 
-    def _count(self, phase: Phase, updates: Sequence[Update], reports: Sequence[UpdateReport]) -> None:
-        ledger = self.ledger
-        ledger.updates += sum(r.taken for r in reports)
-        tokens, fed = sum(r.tokens for r in reports), sum(r.fed_tokens for r in reports)
-        ids = demonstrated([u for u, report in zip(updates, reports, strict=True) if report.taken])
-        ledger.used_demonstrations(ids)
-        if phase.name == "sft":
-            ledger.sft_steps += 1
-            ledger.sft_tokens, ledger.sft_fed_tokens = ledger.sft_tokens + tokens, ledger.sft_fed_tokens + fed
-            if self.meters and "after" not in self.meters[-1]:
-                self.meters[-1]["demonstrations"] += len(ids)
-        else:
-            ledger.rl_steps += 1
-            ledger.rl_tokens, ledger.rl_fed_tokens = ledger.rl_tokens + tokens, ledger.rl_fed_tokens + fed
-
     def _turn_seconds(self) -> float:
         """Wall time since the turn before was recorded."""
         before, self.turn_started = self.turn_started, time.perf_counter()
         return self.turn_started - before
 
-    def _heed(self, phase: Phase, fault: Fault | None) -> None:
+    def heed(self, phase: str, guard: Guard, fault: Fault | None) -> None:
         """Write down what is wrong with an update, and stop where too many were."""
         if fault is not None:
-            self.emit("events", {"event": "fault", "step": self.steps, "phase": phase.name, **fault.record()})
-        self.guard.count(fault)
+            self.emit("events", {"event": "fault", "step": self.steps, "phase": phase, **fault.record()})
+        guard.count(fault)
 
-    def _heed_budget(self, before: int) -> int:
+    def heed_budget(self, learner: Learner, before: int) -> int:
         """Write down that memory ran out and micro-batches are smaller now; returns their tokens."""
-        now = self.learner.micro_batch_tokens
+        now = learner.micro_batch_tokens
         if now != before:
             self.emit("events", {"event": "memory", "step": self.steps, "micro_batch_tokens": now, "before": before})
         return now
@@ -361,6 +358,8 @@ class Run:
             NumericsError: weights or moments are not finite; the checkpoints there are stay as they are.
         """
         check_state(self.learner.policy.model, self.parts.optimizers, "a checkpoint would hold weights or moments")
+        if self.parts.scorer is not None:
+            self.parts.scorer.check("a checkpoint would hold weights or moments")
         with self.ledger.timed("checkpoint"):
             self.journal.sync()
             self.saving.save(self.snapshot)

@@ -76,6 +76,7 @@ def plain_state(run: Run) -> dict[str, Any]:
         "failures": run.failures.state_dict(),
         "micro_batch_tokens": run.learner.micro_batch_tokens,
         "sampler_watch": watch.state_dict() if (watch := run.learner.sampler_watch) is not None else None,
+        "scorer": scorer.state_dict() if (scorer := run.parts.scorer) is not None else None,
     }
 
 
@@ -98,13 +99,17 @@ def take_snapshot(run: Run, plain: Mapping[str, Any]) -> Snapshot:
     tensors |= reference_tensors(run.learner)
     if run.guard.good.held:
         tensors["rollback"] = run.guard.good.state_tensors()
+    optimizers = dict(run.parts.optimizers)
+    if run.parts.scorer is not None:
+        tensors |= run.parts.scorer.tensors()
+        optimizers[run.parts.scorer.name] = run.parts.scorer.optimizer
     if run.turn is not None:
         tensors["turn"] = run.turn.tensors()
     return Snapshot(
         tensors,
         {
             **plain,
-            "optimizers": {name: o.state_dict() for name, o in run.parts.optimizers.items()},
+            "optimizers": {name: o.state_dict() for name, o in optimizers.items()},
             "turn": None if run.turn is None else run.turn.state_dict(),
         },
     )
@@ -135,10 +140,10 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
             f"model.path = '{run.config.model.path}' holds other weights than when {run.parts.folder} was started, and the KL "
             "term compares with them. Put the model back as it was, or start another run."
         )
-    _copy_parameters(run.learner.policy.model, snapshot.tensors["model"])
+    copy_parameters(run.learner.policy.model, snapshot.tensors["model"])
     load_reference(run.learner, state["reference_name"], snapshot.tensors)
     for name, optimizer in run.parts.optimizers.items():
-        optimizer.load(state["optimizers"][name], _cloned(snapshot.tensors.get(name, {})))
+        optimizer.load(state["optimizers"][name], cloned(snapshot.tensors.get(name, {})))
     if run.parts.importance is not None:
         rows: dict[str, list[Any]] = {"importance": [], "start": [], "frozen_zeros": []}
         stored = snapshot.tensors["importance"]
@@ -152,12 +157,15 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
     run.stream.load_state_dict(state["stream"])
     run.method.load_state_dict(state["method"])
     run.ledger.load_state_dict(state["ledger"])
-    run.guard.load_state_dict(state["guard"], _cloned(snapshot.tensors.get("rollback", {})))
+    run.guard.load_state_dict(state["guard"], cloned(snapshot.tensors.get("rollback", {})))
     run.failures.load_state_dict(state["failures"])
     run.learner.micro_batch_tokens = state["micro_batch_tokens"]
     if run.learner.sampler_watch is not None:
         run.learner.sampler_watch.load_state_dict(state["sampler_watch"])
     check_state(run.learner.policy.model, run.parts.optimizers, "the checkpoint holds weights or moments")
+    if (scorer := run.parts.scorer) is not None:
+        scorer.load(state["scorer"], state["optimizers"][scorer.name], snapshot.tensors)
+        scorer.check("the checkpoint holds weights or moments")
     if state["turn"] is not None:
         problems = {p.id: p for p in run.parts.corpus.train}
         run.turn = load_turn(
@@ -169,7 +177,8 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
     return run.journal.load_state_dict(state["journal"])
 
 
-def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in memory of their own, under the same names."""
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
@@ -182,7 +191,8 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _copy_parameters(model: nn.Module, stored: Mapping[str, Any]) -> None:
+def copy_parameters(model: nn.Module, stored: Mapping[str, Any]) -> None:
+    """Give a model the stored values of all its trainable parameters."""
     missing, unexpected = model.load_state_dict(dict(stored), strict=False)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert not unexpected, unexpected

@@ -4,6 +4,8 @@ Rollouts are the dearest part of a turn, and once an optimizer step of it is tak
 therefore part of the state: a run that is resumed in the middle of a turn takes the stored rollouts, lets the method make its
 updates from them again, skips those already applied, and gives the others the old log-probs they had.
 
+Where a second model scores the rollouts, its scores and the updates it has made are part of the turn too.
+
 Token ids and log-probs go to tensors (log-probs as doubles, so that every bit stays); the rest is plain data.
 """
 
@@ -30,13 +32,16 @@ class Turn:
     """A turn whose groups are collected.
 
     `method` is the state of the method before it saw them. `old_logprobs` are those of each update, None before they are
-    known; `reports` those of the updates applied.
+    known; `reports` those of the updates applied. `scored`: the groups have their scores; `lessons`: reports of the scorer's
+    updates applied.
     """
 
     groups: tuple[Group, ...]
     method: Mapping[str, Any]
     old_logprobs: tuple[OldLogprobs | None, ...] | None = None
     reports: list[UpdateReport] = field(default_factory=list)
+    scored: bool = False
+    lessons: list[UpdateReport] = field(default_factory=list)
 
     def prepared(self, updates: Sequence[Update], with_old_policy: Callable[[Update], Update]) -> list[Update]:
         """The updates with their old log-probs; those of the first are its own current ones. π_old is the policy before any."""
@@ -47,7 +52,7 @@ class Turn:
         return [replace(u, old_logprobs=old) for u, old in zip(updates, self.old_logprobs, strict=True)]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Token ids, log-probs and lengths of all rollouts and their prefixes, and old log-probs of each update that has them."""
+        """Token ids, log-probs, lengths, prefixes and scores of all rollouts, and old log-probs of each update that has them."""
         rollouts = [r for group in self.groups for r in group.rollouts]
         stored = {
             "tokens": torch.tensor(list(chain.from_iterable(r.token_ids for r in rollouts)), dtype=torch.int64),
@@ -55,6 +60,9 @@ class Turn:
             "lengths": torch.tensor([len(r.token_ids) for r in rollouts], dtype=torch.int64),
             "prefixes": torch.tensor([r.prefix_tokens for r in rollouts], dtype=torch.int64),
         }
+        if self.scored:
+            scores = (row for group in self.groups for row in group.scores or ())
+            stored["scores"] = torch.tensor(list(chain.from_iterable(scores)), dtype=torch.float64)
         for i, old in enumerate(self.old_logprobs or ()):
             if old is not None:
                 stored[f"old.{i}"] = torch.tensor(list(chain.from_iterable(old)), dtype=torch.float64)
@@ -75,6 +83,8 @@ class Turn:
             ],
             "updates": None if self.old_logprobs is None else len(self.old_logprobs),
             "reports": [asdict(report) for report in self.reports],
+            "scored": self.scored,
+            "lessons": [asdict(report) for report in self.lessons],
         }
 
 
@@ -92,6 +102,7 @@ def load_turn(
     tokens = _rows(tensors["tokens"], tensors["lengths"])
     logprobs = _rows(tensors["logprobs"], tensors["lengths"] - tensors["prefixes"])
     prefixes = iter(tensors["prefixes"].tolist())
+    scores = _rows(tensors["scores"], tensors["lengths"]) if state["scored"] else None
     groups = []
     for entry in state["groups"]:
         rollouts = [
@@ -104,14 +115,16 @@ def load_turn(
             )
             for stop, version in zip(entry["stops"], entry["versions"], strict=True)
         ]
-        groups.append(make_group(entry["problem"], rollouts, [Verdict(v) for v in entry["verdicts"]]))
+        group = make_group(entry["problem"], rollouts, [Verdict(v) for v in entry["verdicts"]])
+        groups.append(group if scores is None else replace(group, scores=tuple(next(scores) for _ in rollouts)))
     old: tuple[OldLogprobs | None, ...] | None = None
     if state["updates"] is not None:
         old = tuple(
             tuple(_rows(tensors[f"old.{i}"], tensors[f"old_lengths.{i}"])) if f"old.{i}" in tensors else None
             for i in range(state["updates"])
         )
-    return Turn(tuple(groups), method, old, [_report(report) for report in state["reports"]])
+    reports, lessons = ([_report(report) for report in state[name]] for name in ("reports", "lessons"))
+    return Turn(tuple(groups), method, old, reports, bool(state["scored"]), lessons)
 
 
 def _report(plain: Mapping[str, Any]) -> UpdateReport:

@@ -37,6 +37,8 @@ def test_dry_run(name, model_folder, gsm8k_files, verl_file, tmp_path, capsys, m
     if published and data.template == "luffy":
         assert "User: This is the problem:\nWhat is" in shown
         assert "Assistant: <think>" in shown
+    own = {"oat-zero-qwen2.5-math-7b": "<|im_start|>user\nWhat is", "orz-qwen2.5-7b": "</answer>. User: What is"}
+    assert own.get(name, "") in shown
     if name in PAPER:
         assert "1078 steps" in shown
     if name == "gsm8k-smollm2":

@@ -111,6 +111,47 @@ def test_methods_share_what_a_fair_comparison_needs(name):
     assert dataclasses.replace(config.train, steps=base.train.steps) == base.train
 
 
+@pytest.mark.parametrize("name", ["ppo", "orz", "prime", "oat-zero"])
+def test_methods_with_a_second_model_share_it_too(name):
+    """The same, but that Oat-Zero and Open-Reasoner-Zero are defined by a reward and a normaliser."""
+    _, base = load_config("grpo-smollm2")
+    _, config = load_config(f"{name}-smollm2")
+    for table in ("model", "data", "rollout", "rl_optimizer", "evaluation", "train"):
+        assert getattr(config, table) == getattr(base, table)
+    rewards = {"orz": 0.0, "oat-zero": 0.0}
+    assert config.reward == dataclasses.replace(base.reward, truncated=rewards.get(name))
+    normalizer = "constant" if name == "oat-zero" else "token"
+    assert config.method.rl == dataclasses.replace(base.method.rl, normalizer=normalizer)
+
+
+def test_published_settings_with_a_second_model():
+    ppo = load_config("ppo-qwen2.5-math-7b")[1]
+    assert (ppo.method.discount, ppo.method.gae_lambda, ppo.method.value_clip) == (1.0, 1.0, 0.5)
+    assert (ppo.rl_optimizer.learning_rate, ppo.critic_optimizer.learning_rate) == (1e-6, 1e-5)
+    orz = load_config("orz-qwen2.5-7b")[1]
+    rl = orz.method.rl
+    assert (rl.prompts_per_step, rl.rollouts_per_prompt, rl.updates_per_step) == (128, 64, 1)
+    assert (rl.kl_coefficient, rl.entropy_coefficient, rl.clip_low, rl.clip_high) == (0.0, 0.0, 0.2, 0.2)
+    assert (orz.method.discount, orz.method.gae_lambda, orz.method.whiten) == (1.0, 1.0, True)
+    assert (orz.method.critic_updates_per_step, orz.method.value_clip) == (12, 0.2)
+    assert (orz.rl_optimizer.learning_rate, orz.critic_optimizer.learning_rate) == (1e-6, 5e-6)
+    assert orz.rl_optimizer.warmup_updates == orz.critic_optimizer.warmup_updates == 50
+    assert (orz.rollout.max_response_tokens, orz.reward.truncated) == (8000, 0.0)
+    prime = load_config("prime-qwen2.5-math-7b")[1]
+    method = prime.method
+    assert (method.rl.prompts_per_step, method.rl.rollouts_per_prompt, method.rl.dynamic_sampling) == (256, 4, True)
+    assert (method.beta, method.least_accuracy, method.most_accuracy) == (0.05, 0.2, 0.8)
+    assert (method.prm_update, method.dense_baseline, method.dense_coefficient) == ("after", "scaled", 1.0)
+    assert (prime.rl_optimizer.learning_rate, prime.prm_optimizer.learning_rate) == (5e-7, 1e-6)
+    assert (prime.prm_optimizer.clip_norm, prime.rollout.max_response_tokens) == (10.0, 3072)
+    oat = load_config("oat-zero-qwen2.5-math-7b")[1]
+    rl = oat.method.rl
+    assert (rl.prompts_per_step, rl.rollouts_per_prompt, rl.updates_per_step) == (128, 8, 8)
+    assert (rl.normalizer, rl.constant_tokens, rl.advantage_std) == ("constant", 3000, False)
+    assert (oat.rollout.max_response_tokens, oat.reward.truncated, oat.evaluation.temperature) == (3000, 0.0, 0.0)
+    assert oat.rl_optimizer.learning_rate == 1e-6
+
+
 @pytest.mark.parametrize("name", ["relift", "luffy", "rl-with-sft", "hpt"])
 def test_published_settings_of_the_unclipped_family(name):
     _, config = load_config(f"{name}-qwen2.5-math-7b")

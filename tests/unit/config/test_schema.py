@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mifo
-from mifo.config import legacy, method_tables, schema, tables
+from mifo.config import legacy, method_tables, schema, scored, tables
 from mifo.config.describe import field_comments, method_descriptions, reference_page
 from mifo.config.help import settings_help
 from mifo.methods import METHODS
@@ -22,7 +22,8 @@ TABLES = [
     for member in vars(schema).values()
     if isinstance(member, type)
     and dataclasses.is_dataclass(member)
-    and member.__module__ in (schema.__name__, tables.__name__, method_tables.__name__, legacy.__name__)
+    and member.__module__
+    in (schema.__name__, scored.__name__, tables.__name__, method_tables.__name__, legacy.__name__)
 ]
 SETTINGS = [(table, f.name) for table in TABLES if table is not schema.Config for f in dataclasses.fields(table)]
 # Settings that are read through a property of Config.
@@ -55,6 +56,10 @@ HOLDERS = {
     schema.BreadMethod: {"method"},
     schema.SasrMethod: {"method"},
     schema.LegacyConfig: {"legacy"},
+    schema.PpoMethod: {"method"},
+    schema.PrimeMethod: {"method"},
+    schema.CriticOptimizerConfig: {"settings", "config", "optimizer"},
+    schema.PrmOptimizerConfig: {"settings", "config", "optimizer"},
     schema.TrainConfig: {"train"},
     schema.EvaluationConfig: {"evaluation"},
     schema.RunConfig: {"run"},
