@@ -82,7 +82,8 @@ def _check_reward(config: Config) -> None:
         )
     if reward.truncated is not None and isinstance(config.method, SftMethod):
         raise ConfigError(
-            f"reward.truncated = {reward.truncated:g} has no effect with method.name = 'sft', which samples nothing. Leave it out."
+            f"reward.truncated = {reward.truncated:g} has no effect with method.name = 'sft', which samples nothing. Leave it "
+            "out."
         )
     if reward.max_failure_share * reward.failure_window < 1:
         raise ConfigError(
