@@ -20,7 +20,7 @@ METHODS = {
     "prime": {"name": "prime", "rl": RL, "prm_updates_per_step": 2, "dense_baseline": "scaled", **EVERY},
     "prime before": {"name": "prime", "rl": RL, "prm_update": "before", **EVERY},
 }
-STEPS, SFT_STEPS, LEARNING_STEPS = 3, 55, 16
+STEPS, SFT_STEPS, LEARNING_STEPS = 3, 50, 18
 DATA = {"families": ["tiny"], "levels": 1, "train_problems": 16, "evaluation": "none"}
 
 
@@ -171,8 +171,8 @@ def places(start, tmp_path_factory):
     return find
 
 
-PLACES = ("scores", "teach first", "apply first")
-STOPS = [(name, "teach last") for name in METHODS] + [(name, call) for name in ("ppo", "prime before") for call in PLACES]
+STOPS = [(name, "teach last") for name in METHODS]
+STOPS += [("ppo", "scores"), ("ppo", "teach first"), ("ppo", "apply first"), ("prime before", "scores")]
 
 
 @pytest.mark.parametrize(("name", "call"), STOPS)
@@ -242,35 +242,31 @@ def test_weights_of_the_second_model_that_are_not_finite_are_never_saved(start, 
 
         run.record = ruin
 
-    config = replaced(config_of(start, METHODS["ppo"], steps=1), "run", checkpoint_steps=None)
+    config = replaced(config_of(start, METHODS["orz"], steps=1), "run", checkpoint_steps=None)
     with pytest.raises(NumericsError, match="a checkpoint would hold weights or moments that are NaN"):
         run_small(config, tmp_path / "run", before=spoil)
 
 
+MANY = {"prompts_per_step": 16, "rollouts_per_prompt": 8, "updates_per_step": 2, "entropy_coefficient": 0.0}
 LEARNING = {
-    "ppo": {
-        "name": "ppo",
-        "rl": {"prompts_per_step": 16, "rollouts_per_prompt": 4, "updates_per_step": 1, "entropy_coefficient": 0.0},
-        "critic_updates_per_step": 4,
-        "critic_warmup_steps": 2,
-    },
-    "prime": {
-        "name": "prime",
-        "rl": {"prompts_per_step": 16, "rollouts_per_prompt": 4, "updates_per_step": 1, "entropy_coefficient": 0.0},
-    },
+    "ppo": ({"name": "ppo", "rl": MANY, "critic_updates_per_step": 4, "critic_warmup_steps": 1}, 1e-3),
+    "prime": ({"name": "prime", "rl": MANY, "least_accuracy": 0.1, "most_accuracy": 0.9}, 3e-4),
 }
 
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_reward_rises(start, tmp_path, name):
-    rate = {"learning_rate": 3e-4, "weight_decay": 0.0}
+    """Of 128 rollouts a step, some 15 % more are right in the last third of the run than in the first."""
+    method, own_rate = LEARNING[name]
     own = "critic_optimizer" if name == "ppo" else "prm_optimizer"
-    config = config_of(
-        start, LEARNING[name], steps=LEARNING_STEPS, rl_optimizer=rate, **{own: rate | {"learning_rate": 1e-3}}
-    )
-    config = replaced(config, "train", micro_batch_tokens=8192)
-    config = replaced(config, "run", checkpoint_steps=None)
-    run_small(config, tmp_path / "run")
+    tables = {
+        "rl_optimizer": {"learning_rate": 6e-4, "weight_decay": 0.0},
+        own: {"learning_rate": own_rate, "weight_decay": 0.0},
+    }
+    config = replaced(config_of(start, method, steps=LEARNING_STEPS, **tables), "train", micro_batch_tokens=8192)
+    run_small(replaced(config, "run", checkpoint_steps=None), tmp_path / "run")
     rewards = [record["reward"] for record in journal(tmp_path / "run", "metrics")]
-    first, last = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
-    assert last > first + 0.1, (first, last)
+    third = LEARNING_STEPS // 3
+    first, last = sum(rewards[:third]) / third, sum(rewards[-third:]) / third
+    assert 0.2 < first < 0.7
+    assert last > first + 0.08, rewards
