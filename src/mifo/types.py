@@ -129,8 +129,8 @@ class Sequence:
     weight for each response token. A term that is absent does not see the sequence at all; a weight of 0.0 takes part in the
     term's denominator and adds nothing to its numerator. `sampler_logprobs` are those of the rollout engine, None for
     demonstrations. The first `prefix_tokens` of the response are a demonstration's, and `sampler_logprobs` those of the tokens
-    after them. `hint_tokens` are the last tokens of the prompt that are a demonstration's: read, never learned. `target` is what a
-    term that regresses should find: for all tokens alike, or for each (returns, a label).
+    after them. `hint_tokens` are the last tokens of the prompt that are a demonstration's: read, never learned. `target` is what
+    a term that regresses should find: for all tokens alike, or for each (returns, a label).
     """
 
     problem_id: str
