@@ -202,6 +202,7 @@ def coupling_command(known: argparse.Namespace) -> int:
     found = coupling(known.models, settings)
     screen.print(_coupling_table(found))
     screen.print(_bounds_table(found))
+    _end(screen, _notes(found))
     lines = write_outputs(
         Path(known.out).expanduser(),
         "coupling",
@@ -329,8 +330,12 @@ def _coupling_table(found: Coupling) -> Table:
 
 
 def _bounds_table(found: Coupling) -> Table:
-    table = Table("statement", "model", "predicted", "measured", "verdict", "note", title="Statements of the theorems")
+    table = Table("statement", "model", "predicted", "measured", "verdict", title="Statements of the theorems")
     for bound in found.bounds:
-        figures = f"{bound.predicted:.4g}", f"{bound.measured:.4g}"
-        table.add_row(bound.statement, bound.label, *figures, bound.verdict, bound.caveat)
+        table.add_row(bound.statement, bound.label, f"{bound.predicted:.4g}", f"{bound.measured:.4g}", bound.verdict)
     return table
+
+
+def _notes(found: Coupling) -> list[str]:
+    """What to hold against the statements, each once."""
+    return list(dict.fromkeys(f"{b.statement.split(':')[0]}: {b.caveat}" for b in found.bounds if b.caveat))
