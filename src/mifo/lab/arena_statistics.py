@@ -18,11 +18,13 @@ says nothing about other seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mifo.eval.score import wilson
 
 DRAWS = 4_000
 DRAW_SEED = 20_250_215
@@ -87,12 +89,16 @@ def interval(scores: Table) -> Estimate:
 
 
 def share_interval(scores: Table) -> Estimate:
-    """`interval` of shares: its ends are within 0 and 1."""
+    """`interval` of shares: its ends are within 0 and 1, and where nothing varies it is Wilson's, one trial a problem."""
     found = interval(scores)
+    low, high = found.low, found.high
+    if low == high:  # equal scores do not make a certainty
+        bounds = wilson(found.value * found.problems, found.problems)
+        low, high = bounds.low, bounds.high
     return Estimate(
         value=found.value,
-        low=max(0.0, found.low),
-        high=min(1.0, found.high),
+        low=max(0.0, low),
+        high=min(1.0, high),
         seeds=found.seeds,
         problems=found.problems,
     )
@@ -119,6 +125,11 @@ def paired_difference(runs: Runs, reference: Runs) -> Estimate | None:
     if not seeds or not problems:
         return None
     found = interval(score_table(runs, seeds, problems) - score_table(reference, seeds, problems))
+    if (
+        found.low == found.high
+    ):  # no problem tells the two apart: so many could in either direction and still show in none
+        most = wilson(0.0, len(problems)).high
+        found = replace(found, low=found.value - most, high=found.value + most)
     return Estimate(
         value=found.value, low=max(-1.0, found.low), high=min(1.0, found.high), seeds=len(seeds), problems=len(problems)
     )

@@ -91,6 +91,17 @@ def test_shares_stay_shares():
     assert wide.high > 1.0
 
 
+def test_equal_scores_do_not_make_a_certainty():
+    found = share_interval(np.zeros((2, 7)))
+    assert found.low == 0.0
+    assert found.high == pytest.approx(0.354, abs=1e-3)  # Wilson, none of seven
+    assert share_interval(np.ones((1, 7))).low == pytest.approx(1 - 0.354, abs=1e-3)
+    same = paired_difference(runs_of(np.eye(3)), runs_of(np.eye(3)))
+    assert same.value == 0.0
+    assert not same.excludes_zero
+    assert -1.0 <= same.low < -0.3 < 0.3 < same.high <= 1.0
+
+
 def runs_of(table):
     return {seed: {f"p{j}": float(x) for j, x in enumerate(row)} for seed, row in enumerate(table)}
 
