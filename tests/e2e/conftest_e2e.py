@@ -72,7 +72,8 @@ def cut_back(source, target, iteration):
     """A copy of a run folder as a crash after checkpoint `iteration` would leave it, with all later log lines."""
     target.mkdir()
     for name in ("config.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "evaluations.jsonl"):
-        shutil.copy(source / name, target / name)
+        if (source / name).exists():  # a run that measures nothing writes no evaluations
+            shutil.copy(source / name, target / name)
     kept = f"step-{iteration:06d}"
     shutil.copytree(source / "checkpoints" / kept, target / "checkpoints" / kept)
 
