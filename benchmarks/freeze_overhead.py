@@ -143,7 +143,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, make_grader(config) as grader:
         prepared = prepare(config, grader)
         run = build_run(prepared, grader, Path(folder) / "run", make_evaluate=make_evaluate, listener=lambda *_: None)
-        importance = run.parts.importance
+        importance = run.importance
         assert importance is not None
         parts = train_steps(run, method, device)
         first = importance.end_interval()  # of what RL and SFT really moved

@@ -73,10 +73,10 @@ def train_command(recipe: Recipe, config: Config, *, flags: Sequence[str] = (), 
         prepared = prepare(config, grader)
         for note in prepared.corpus.notes:
             console.print(note, highlight=False, markup=False)
-        display = RunDisplay(console, steps=config.train.steps, minutes=config.train.minutes)
+        display = RunDisplay(console, steps=config.steps, minutes=config.train.minutes)
         run = build_run(prepared, grader, folder, make_evaluate=make_evaluate, listener=display, resume=resume)
         console.print(
-            f"{'resuming' if resume else 'training'} {config.model.path} with {config.method.name} on "
+            f"{'resuming' if resume else 'training'} {config.model.path} with {config.method_name} on "
             f"{run.learner.policy.device} ({run.learner.policy.compute_dtype}, {run.learner.policy.layout}) in {folder}",
             highlight=False,
         )
@@ -126,7 +126,7 @@ def _next_steps(console: Console, folder: Path, recipe: Recipe, config: Config, 
     steps = [(f"{name} eval {run} --data FILE.jsonl", "your own problems")]
     if config.data.train.startswith("embedded") and config.model.path != TINY:
         steps.insert(0, (f"{name} eval {run} --data embedded:ood", "families that were not trained on"))
-    if isinstance(config.method, MifoMethod) and config.method.freeze_top > 0:
+    if not config.stages and isinstance(config.method, MifoMethod) and config.method.freeze_top > 0:
         same = without(flags, "--method.freeze-top", "--run.name")
         command = command_line(recipe, same, "--method.freeze-top", "0", "--run.name", f"{folder.name}-no-freezing")
         steps.append((command, "what freezing is worth"))
@@ -154,7 +154,7 @@ def dry_run(recipe: Recipe, config: Config, *, resume: bool = False) -> int:
         highlight=False,
     )
     _show_problem(console, prepared)
-    expected = estimate(config, prepared.method, corpus)
+    expected = estimate(config, prepared.methods, corpus)
     check_context(expected.context, config, corpus)
     table = Table(
         title=f"Expected for {config.model.path} ({expected.parameters / 1e6:,.0f} M parameters)", show_header=False
@@ -174,14 +174,14 @@ def dry_run(recipe: Recipe, config: Config, *, resume: bool = False) -> int:
 def _time_in_all(config: Config, expected: Estimate) -> str:
     """By the bound that is reached first; a bound on tokens is left out of the estimate."""
     train, seconds = config.train, expected.seconds
-    by_steps, bound = f"{config.train.steps} steps would take {clock(seconds)}", ""
+    by_steps, bound = f"{config.steps} steps would take {clock(seconds)}", ""
     if train.max_flops is not None and seconds > (
         most := train.max_flops / expected.flops_per_step * expected.seconds_per_step
     ):
         seconds, bound = most, f"train.max_flops = {train.max_flops:g}"
     if train.minutes is not None and seconds > 60 * train.minutes:
         seconds, bound = 60 * train.minutes, f"train.minutes = {train.minutes:g}"
-    return f"{clock(seconds)} in all by {bound} ({by_steps})" if bound else f"{clock(seconds)} for {train.steps} steps"
+    return f"{clock(seconds)} in all by {bound} ({by_steps})" if bound else f"{clock(seconds)} for {config.steps} steps"
 
 
 def _where_it_resumes(folder: Path, config: Config) -> str:
@@ -193,7 +193,7 @@ def _where_it_resumes(folder: Path, config: Config) -> str:
     done = "it is finished" if state["finished_at"] == state["iterations"] else "it is not finished"
     lines = [f"refused a checkpoint: {reason}" for reason in refused]
     lines.append(
-        f"resumes from {path}: {state['steps']} of {config.train.steps} steps and {clock(state['elapsed'])} of training are "
+        f"resumes from {path}: {state['steps']} of {config.steps} steps and {clock(state['elapsed'])} of training are "
         f"behind it; {done}"
     )
     return "\n".join(lines)

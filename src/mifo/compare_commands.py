@@ -126,7 +126,7 @@ def _expected_budget(recipe: str) -> BudgetConfig:
     config = decode(Config, read_recipe(recipe).tables)
     with make_grader(config) as grader:
         prepared = prepare(config, grader)
-    expected = estimate(config, prepared.method, prepared.corpus)
+    expected = estimate(config, prepared.methods, prepared.corpus)
     return BudgetConfig(flops=float(f"{QUICK_SHARE * expected.flops_per_step * config.train.steps:.2g}"))
 
 

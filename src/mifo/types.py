@@ -263,6 +263,14 @@ class Freeze:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """Train adapters in place of the weights: W x + (alpha / rank) B A x in every linear layer below the output layer."""
+
+    rank: int
+    alpha: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resample:
     """Dynamic sampling: rounds of a phase's prompts until `groups` of them are kept, or `rounds` are over (DAPO).
 
@@ -304,7 +312,8 @@ class Phase:
     schedule anew. `freeze` holds for the whole phase. `reference` names what KL terms compare with: the model as it was loaded
     (None), or the policy as the first of the phases in a row with this name found it. Around an SFT phase that is not `metered`
     accuracy is not measured. With `scorer_learns` the method's second model scores every rollout of the step, and learns from
-    them after that or before it.
+    them after that or before it. With `adapters` an "sft" phase trains new adapters, by a new optimizer with the settings of the
+    one named, and ends by merging them into the weights.
     """
 
     name: Literal["rl", "sft", "mixed"]
@@ -320,6 +329,7 @@ class Phase:
     reference: str | None = None
     metered: bool = True
     scorer_learns: Literal["after", "before"] | None = None
+    adapters: LowRank | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,10 @@ import math
 
 from mifo.config.check_legacy import check_legacy
 from mifo.config.check_mixed import check_mixed, imitation_batch
+from mifo.config.check_phases import check_adapters, check_control
 from mifo.config.check_prefix import check_prefix
 from mifo.config.check_scored import check_scored
-from mifo.config.decode import check_bounds
+from mifo.config.decode import check_bounds, numbered
 from mifo.config.schema import (
     BreadMethod,
     Config,
@@ -40,6 +41,22 @@ def check_config(config: Config) -> None:
         ConfigError: names the fields, their values, the reason and the remedy.
     """
     check_bounds(config)
+    for index, stage in enumerate(config.by_stage):
+        if config.stages and isinstance(stage.method, PpoMethod | PrimeMethod):
+            raise ConfigError(
+                f"{numbered('stages', index)}.method.name = '{stage.method.name}' has a second model, which a run keeps from its "
+                "beginning. Run it by itself, from the export of the stages before."
+            )
+        try:
+            _check(stage)
+        except ConfigError as error:
+            if not config.stages:
+                raise
+            raise ConfigError(f"in {numbered('stages', index)}: {error}") from error
+
+
+def _check(config: Config) -> None:
+    """The checks of a run of one method."""
     _check_model(config)
     _check_data(config)
     _check_evaluation(config)
@@ -51,12 +68,13 @@ def check_config(config: Config) -> None:
     if not isinstance(method, SftMethod | SrftMethod):
         _check_policy_gradient(method.rl, config)
     if isinstance(method, SftMethod):
-        _check_imitation(method.sft, method.batch_size)
+        _check_imitation(method.sft, method.batch_size, config)
     elif not isinstance(method, UNIMITATED):
-        _check_imitation(method.sft, imitation_batch(method))
+        _check_imitation(method.sft, imitation_batch(method), config)
     if isinstance(method, MifoMethod):
-        _check_imitation(method.sft, method.sft_batch_size or method.buffer_size)
+        _check_imitation(method.sft, method.sft_batch_size or method.buffer_size, config)
         _check_mifo(method, config)
+        check_control(method, config)
     check_mixed(config)
     check_prefix(config)
     check_legacy(config)
@@ -275,7 +293,8 @@ def _check_dynamic_sampling(rl: PolicyGradientConfig) -> None:
 LOSS_OF = {"gem_beta": "gem", "gem_weight": "gem", "psft_clip": "psft", "asft_kl": "asft", "eaft_alpha": "eaft"}
 
 
-def _check_imitation(sft: ImitationConfig, batch: int) -> None:
+def _check_imitation(sft: ImitationConfig, batch: int, config: Config) -> None:
+    check_adapters(sft, config)
     default = ImitationConfig()
     for name, loss in LOSS_OF.items():
         if getattr(sft, name) != getattr(default, name) and sft.loss != loss:
@@ -310,9 +329,9 @@ def _check_mifo(method: MifoMethod, config: Config) -> None:
             f"method.sft_batch_size = {method.sft_batch_size} exceeds method.buffer_size = {method.buffer_size}: an update "
             "would never fill. Lower it, or use none for the whole buffer in one update."
         )
-    if method.token_denominator == "kept" and method.token_fraction == 1.0:
+    if method.token_denominator == "kept" and method.token_fraction == 1.0 and method.control.token_gain == 0.0:
         raise ConfigError("method.token_denominator = 'kept' has no effect with method.token_fraction = 1. Use 'all'.")
-    if method.fill_ties and method.freeze_top == 0.0:
+    if method.fill_ties and method.freeze_top == 0.0 and method.control.target_drop is None:
         raise ConfigError("method.fill_ties = true has no effect with method.freeze_top = 0. Leave it false.")
     if method.optimizers == "shared" and config.sft_optimizer != config.rl_optimizer:
         raise ConfigError(

@@ -70,7 +70,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} = {_shown(value)} must be a list.")
-        return tuple(_value(typing.get_args(hint)[0], item, where) for item in value)
+        kind = typing.get_args(hint)[0]
+        tables = dataclasses.is_dataclass(kind)
+        return tuple(_value(kind, item, numbered(where, i) if tables else where) for i, item in enumerate(value))
     return _scalar(hint, value, where)
 
 
@@ -82,6 +84,11 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
             f"{where} = {_shown(value)} must be {_NAMES[hint]}, not {_NAMES.get(type(value), type(value).__name__)}."
         )
     return value
+
+
+def numbered(where: str, index: int) -> str:
+    """The name of a table of a list in messages, counted from 1: stages[1]."""
+    return f"{where}[{index + 1}]"
 
 
 _NAMES: dict[type, str] = {
@@ -120,6 +127,11 @@ def check_bounds(config: Any, where: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check_bounds(value, path)
             continue
+        if isinstance(value, tuple):
+            for index, item in enumerate(value):
+                if dataclasses.is_dataclass(item):
+                    check_bounds(item, numbered(path, index))
+            continue
         if isinstance(value, int) and value.bit_length() > 63:
             raise ConfigError(f"{path} is an integer of over 64 bits. Write a smaller one.")
         if isinstance(value, float) and not math.isfinite(value):
@@ -144,6 +156,8 @@ def encode(config: Any) -> dict[str, Any]:
             plain[f.name] = encode(value)
         elif value is None:
             plain[f.name] = "none"
+        elif isinstance(value, tuple):
+            plain[f.name] = [encode(item) if dataclasses.is_dataclass(item) else item for item in value]
         else:
-            plain[f.name] = list(value) if isinstance(value, tuple) else value
+            plain[f.name] = value
     return plain

@@ -95,6 +95,9 @@ def reference_page() -> str:
     lines = ["# Configuration reference", "", "Generated from the schema by `python -m mifo.config.describe`.", ""]
     for f in dataclasses.fields(schema.Config):
         hint = typing.get_type_hints(schema.Config)[f.name]
+        if typing.get_origin(hint) is tuple:
+            lines += _stage_section(f.name, typing.get_args(hint)[0])
+            continue
         members = typing.get_args(hint) or (hint,)
         for member in members:
             tag = f' with `name = "{_name(member)}"`' if len(members) > 1 else ""
@@ -106,6 +109,18 @@ def reference_page() -> str:
             ]
             lines.append("")
     return "\n".join(lines)
+
+
+def _stage_section(name: str, cls: type) -> list[str]:
+    """The settings of a list of tables; tables within them are described where they stand for the whole run."""
+    hints, comments = typing.get_type_hints(cls, include_extras=True), field_comments(cls)
+    lines = [f"## [[{name}]]", "", inspect.cleandoc(cls.__doc__ or ""), ""]
+    lines += ["| setting | values | default | meaning |", "| --- | --- | --- | --- |"]
+    for f in dataclasses.fields(cls):
+        plain = f.default is not dataclasses.MISSING
+        kind, default = (type_text(hints[f.name]), "train.steps") if plain else ("table", f"[{f.name}]")
+        lines.append(f"| `{name}.{f.name}` | {kind} | `{default}` | {_cell(comments[f.name])} |")
+    return [*lines, ""]
 
 
 def _cell(text: str) -> str:

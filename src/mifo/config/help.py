@@ -28,6 +28,8 @@ def settings_help(config: schema.Config, *, width: int, all_methods: bool) -> st
         if f.name == "legacy":  # never a flag
             continue
         table = getattr(config, f.name)
+        if isinstance(table, tuple):  # of stages: no flags
+            continue
         lines += _section(f.name, table, width, f" (method {table.name})" if f.name == "method" else "")
     if all_methods:
         shown = {path for path, *_ in _rows(config.method, "method")}

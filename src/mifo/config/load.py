@@ -11,7 +11,7 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 from mifo.config.check import check_config
 from mifo.config.decode import closest, decode
 from mifo.config.schema import Config
+from mifo.config.stages import merge, refuse_stage_flags, with_stages
 from mifo.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -151,17 +152,6 @@ def _too_deep(path: Path) -> ConfigError:
     return ConfigError(f"{path} nests its tables too deeply. Write one table per section.")
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`, table by table; a table that changes its `name` tag replaces the inherited one."""
-    result = dict(base)
-    for key, value in over.items():
-        old = result.get(key)
-        mergeable = isinstance(old, Mapping) and isinstance(value, Mapping)
-        same_tag = mergeable and value.get("name", old.get("name")) == old.get("name")  # type: ignore[union-attr]
-        result[key] = merge(old, value) if same_tag and isinstance(old, Mapping) else value
-    return result
-
-
 def load_config(name_or_path: str, flags: Sequence[str] = ()) -> tuple[Recipe, Config]:
     """The checked configuration of a recipe or file with flags on top.
 
@@ -173,7 +163,7 @@ def load_config(name_or_path: str, flags: Sequence[str] = ()) -> tuple[Recipe, C
         ConfigError: anything wrong with it, before anything is loaded.
     """
     recipe = read_recipe(name_or_path)
-    config = decode(Config, recipe.tables)
+    config = decode(Config, with_stages(recipe.tables))
     if flags:
         config = _override(config, flags, recipe.name)
     check_config(config)
@@ -191,15 +181,17 @@ def _override(config: Config, flags: Sequence[str], name: str) -> Config:
             "--legacy is not a flag: a defect of a published code holds only in a recipe that names the code. Write a [legacy] "
             'table into a TOML file, or name = "none" into it to leave out that of a recipe which the file extends.'
         )
+    refuse_stage_flags(config, flags)
     import tyro  # a quarter of a second that `mifo --help` does not spend
 
-    return tyro.cli(
+    changed = tyro.cli(
         Config,
         args=_with_none(config, flags),
-        default=config,
+        default=dataclasses.replace(config, stages=()),
         prog=f"mifo train {name}",
         config=(tyro.conf.AvoidSubcommands,),
     )
+    return dataclasses.replace(changed, stages=config.stages)
 
 
 def _with_none(config: Config, flags: Sequence[str]) -> list[str]:

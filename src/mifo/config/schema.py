@@ -7,7 +7,7 @@ paper's (S0 App. C, METHODS 4 and 7) unless a field says otherwise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mifo.config.bounds import Count, CountOrZero, NonNegative, Positive, PositiveShare, Share, ShareBelowOne
@@ -17,6 +17,7 @@ from mifo.config.scored import CriticOptimizerConfig, PpoMethod, PrimeMethod, Pr
 from mifo.config.tables import (
     DataConfig,
     EvaluationConfig,
+    FreezeControlConfig,
     GuardConfig,
     ImitationConfig,
     ModelConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "CriticOptimizerConfig",
     "DataConfig",
     "EvaluationConfig",
+    "FreezeControlConfig",
     "GrpoMethod",
     "GuardConfig",
     "HptMethod",
@@ -61,6 +63,7 @@ __all__ = [
     "SftMethod",
     "SftRlMethod",
     "SrftMethod",
+    "StageConfig",
     "SuperRlMethod",
     "TrainConfig",
     "UftMethod",
@@ -128,6 +131,8 @@ class MifoMethod:
     """Freeze also elements that RL never moved, when fewer than k moved."""
     optimizers: Literal["separate", "shared"] = "separate"
     """Own moments for SFT, or RL's."""
+    control: FreezeControlConfig = field(default_factory=FreezeControlConfig)
+    """Steering of k, and of ρ, by the forgetting meter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +339,20 @@ MethodConfig = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of a run that goes through several methods; what it leaves out is as in the tables of the whole run."""
+
+    method: MethodConfig = field(default_factory=MifoMethod)
+    """The method, as [method]; settings of the run's own [method] hold where it is of the same name."""
+    steps: Count = 500
+    """Steps of this stage, counted as train.steps."""
+    rl_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """As [rl_optimizer]; it starts without moments."""
+    sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """As [sft_optimizer]; it starts without moments."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that decides a run."""
 
@@ -351,6 +370,35 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    stages: tuple[StageConfig, ...] = ()
+    """Methods that the run goes through, one after another, in place of [method]."""
+
+    @property
+    def by_stage(self) -> tuple[Config, ...]:
+        """The configuration of each stage; a run without stages is its own only one."""
+        if not self.stages:
+            return (self,)
+        return tuple(
+            replace(
+                self,
+                method=stage.method,
+                rl_optimizer=stage.rl_optimizer,
+                sft_optimizer=stage.sft_optimizer,
+                train=replace(self.train, steps=stage.steps),
+                stages=(),
+            )
+            for stage in self.stages
+        )
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages."""
+        return sum(config.train.steps for config in self.by_stage)
+
+    @property
+    def method_name(self) -> str:
+        """The method, or those of all stages in their order."""
+        return " → ".join(config.method.name for config in self.by_stage)
 
     @property
     def evaluation_tokens(self) -> int:

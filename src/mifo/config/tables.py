@@ -304,3 +304,29 @@ class ImitationConfig:
     """L of the constant normaliser; none: the longest demonstration allowed."""
     entropy_coefficient: float = 0.0
     """Weight of an entropy bonus during SFT (ReLIFT has 0.001, MIFO none)."""
+    lora_rank: Count | None = None
+    """r of adapters that SFT phases train in place of the weights, and merge at their end (64 is usual); none: the weights."""
+    lora_alpha: Positive = 128.0
+    """α of the adapters, W x + (α/r) B A x; sft_optimizer is theirs, and wants a rate of about 1e-4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeControlConfig:
+    """The share of frozen elements follows what SFT phases cost (docs/freezing.md)."""
+
+    target_drop: Annotated[float, Bounds(-1.0, 1.0)] | None = None
+    """Drop of accuracy over an SFT phase, as a share, that is steered to: 0.02 is two points, 0 none; none: k does not move."""
+    gain: Positive = 1.0
+    """What k grows by after a phase whose mean drop is a whole above the target."""
+    smoothing: ShareBelowOne = 0.5
+    """Weight of earlier phases in the mean drop; 0 goes by the last one alone."""
+    freeze_min: Share = 0.0
+    """Least k; it starts at freeze_top."""
+    freeze_max: Share = 0.95
+    """Greatest k."""
+    token_gain: NonNegative = 0.0
+    """The same for ρ, which falls where k grows; 0 leaves ρ as it is."""
+    token_min: PositiveShare = 0.05
+    """Least ρ; it starts at token_fraction."""
+    token_max: PositiveShare = 1.0
+    """Greatest ρ."""

@@ -153,6 +153,13 @@ class ElementFreeze:
                 _clear_frozen(value, marks)
 
 
+@torch.no_grad()
+def restore_frozen(parameters: Sequence[Tensor], kept: Sequence[Tensor], marks: MarkSource) -> None:
+    """Give marked elements the bits that they have in `kept`, whatever moved them."""
+    for index, (parameter, before) in enumerate(zip(parameters, kept, strict=True)):
+        _put_back(parameter.data, _frozen_part(before, marks(index)), marks(index))
+
+
 def _decay_rounds_to_nothing(optimizer: Optimizer) -> bool:
     """Whether decoupled decay leaves fp32 weights as they are: p − lr·wd·p rounds to p when lr·wd is below 2⁻²⁵."""
     return all(

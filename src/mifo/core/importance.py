@@ -82,14 +82,17 @@ class ImportanceMap:
             start.copy_(parameter)
 
     @torch.no_grad()
-    def end_interval(self) -> FreezeReport:
+    def end_interval(self, top: float | None = None) -> FreezeReport:
         """Update the map from what moved since `begin_interval` and select the elements to freeze.
+
+        `top` is k from here on, where it changes between intervals.
 
         The snapshot is overwritten with the parameters as the SFT phase finds them: what its freeze puts back.
 
         Raises:
             NumericsError: a parameter is not finite. The map is then finite but belongs to no interval: load a state.
         """
+        self.top = self.top if top is None else top
         moved = []
         for index, (importance, start, parameter) in enumerate(
             zip(self.importance, self.start, self.parameters, strict=True)

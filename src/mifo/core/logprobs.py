@@ -91,11 +91,11 @@ class _Head(torch.autograd.Function):
         return logp_T, entropy_T
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
         grad_logp_T, grad_entropy_T = grads
         hidden_TD, weight, weight_VD, bias, target_T, lse_T, entropy_T = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden_TD)
-        grad_weight = torch.zeros_like(weight_VD)
+        grad_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=lse_T.dtype)
         live = ((grad_logp_T != 0) | (grad_entropy_T != 0)).nonzero()[:, 0]
         for rows in live.split(ctx.chunk):
@@ -111,7 +111,9 @@ class _Head(torch.autograd.Function):
             grad_logits.scatter_add_(1, target_T[rows, None], slope_C)
             grad_low = grad_logits.to(hidden.dtype)
             grad_hidden[rows] = grad_low @ weight
-            if grad_low.dtype == grad_weight.dtype:
+            if grad_weight is None:
+                pass
+            elif grad_low.dtype == grad_weight.dtype:
                 grad_weight.addmm_(grad_low.t(), hidden)  # no [V, D] product beside the sum
             else:
                 grad_weight += grad_low.t() @ hidden  # bf16 products are added up in the weight's own fp32

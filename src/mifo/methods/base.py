@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from mifo.types import Freeze, Group, Phase, ScorerName, Update
+from mifo.types import Freeze, Group, LowRank, Phase, ScorerName, Update
 
 
 class Method(Protocol):
@@ -27,6 +27,8 @@ class Method(Protocol):
     """What SFT phases must not move; None needs neither snapshot nor importance map."""
     scorer: ScorerName | None
     """The second model, with an optimizer of its own, that scores the tokens of rollouts; None needs none."""
+    adapters: LowRank | None
+    """What SFT phases train in place of the weights; None trains the weights."""
 
     def next_phase(self) -> Phase:
         """What the next step does; does not change the method."""
@@ -44,6 +46,10 @@ class Method(Protocol):
         """The optimizer steps of the scorer, in order; scores are there if it learns after them. Leaves the method as it is."""
         ...
 
+    def sft_measured(self, before: float, after: float) -> None:
+        """Accuracy just before and just after the SFT phase that ends, where the run measures both."""
+        ...
+
     def progress(self) -> Mapping[str, float]:
         """Figures of the method's own state for metrics (buffer fill)."""
         ...
@@ -58,15 +64,19 @@ class Method(Protocol):
 
 
 class Base:
-    """What most methods share: no reference, no second model, nothing frozen, and nothing that follows what was measured."""
+    """What most methods share: no reference, no second model, nothing frozen, no adapters; what was measured changes nothing."""
 
     needs_reference = False
     freeze: Freeze | None = None
+    adapters: LowRank | None = None
     scorer: ScorerName | None = None
 
     def scorer_updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
         """Nothing learns beside the policy."""
         return []
+
+    def sft_measured(self, before: float, after: float) -> None:
+        """Nothing follows from it."""
 
     def learned(self, phase: Phase, norms: Sequence[float]) -> None:
         """Not looked at."""

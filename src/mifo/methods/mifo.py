@@ -6,19 +6,21 @@
                 importance map with history α) do not move; ends when B is empty
 
 Resolutions of the paper's open points are those of METHODS 7. The ablations are settings: Int is ρ = 1, k = 0; ES is k = 0;
-PF is ρ = 1; MIFO† is α = 0.
+PF is ρ = 1; MIFO† is α = 0. k and ρ may follow the forgetting meter (`methods.control`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mifo.config.schema import Config, MifoMethod
 from mifo.core.buffer import QuestionBuffer
 from mifo.methods.base import Base
+from mifo.methods.control import FreezeControl
 from mifo.methods.grpo import policy_gradient_updates, rl_phase
-from mifo.methods.sft import demonstration_of, imitates_with_reference, imitation_updates
+from mifo.methods.sft import adapters_of, demonstration_of, imitates_with_reference, imitation_updates
 from mifo.types import Freeze, Group, Phase, Update
 
 
@@ -36,7 +38,9 @@ class Mifo(Base):
         self.learning = False
         self.optimizers = ("rl", "sft") if method.optimizers == "separate" else ("rl",)
         self.needs_reference = method.rl.kl_coefficient > 0 or imitates_with_reference(method.sft)
-        if method.freeze_top > 0:
+        self.adapters = adapters_of(method.sft)
+        self.control = FreezeControl(method.control, freeze_top=method.freeze_top, token_fraction=method.token_fraction)
+        if method.freeze_top > 0 or method.control.target_drop is not None:
             self.freeze = Freeze(
                 top=method.freeze_top,
                 history=method.history,
@@ -48,8 +52,12 @@ class Mifo(Base):
     def next_phase(self) -> Phase:
         """RL until the buffer is full, then SFT until it is empty."""
         if self.learning:
-            optimizer = "sft" if self.method.optimizers == "separate" else "rl"
-            return Phase(name="sft", optimizer=optimizer, freeze=self.freeze)
+            return Phase(
+                name="sft",
+                optimizer="sft" if self.method.optimizers == "separate" else "rl",
+                freeze=self.freeze and replace(self.freeze, top=self.control.freeze_top),
+                adapters=self.adapters,
+            )
         return rl_phase(self.method.rl)
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
@@ -58,7 +66,7 @@ class Mifo(Base):
             updates = imitation_updates(
                 self.method.sft,
                 self.buffer.take(self.method.sft_batch_size),
-                token_fraction=self.method.token_fraction,
+                token_fraction=self.control.token_fraction,
                 token_denominator=self.method.token_denominator,
                 longest_demonstration=self.longest_demonstration,
             )
@@ -71,15 +79,24 @@ class Mifo(Base):
         self.learning = self.buffer.full
         return policy_gradient_updates(self.method.rl, groups, self.longest_response)
 
+    def sft_measured(self, before: float, after: float) -> None:
+        """What the phase cost steers k and ρ of the next, where that is asked for."""
+        self.control.measured(before, after)
+
     def progress(self) -> Mapping[str, float]:
-        """Buffer fill."""
-        return {"buffer": len(self.buffer), "buffer_size": self.method.buffer_size}
+        """Buffer fill; k and ρ where they are steered."""
+        return {"buffer": len(self.buffer), "buffer_size": self.method.buffer_size, **self.control.progress()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Buffer and whether an SFT phase is under way."""
-        return {"buffer": self.buffer.state_dict(), "learning": self.learning}
+        """Buffer, whether an SFT phase is under way, and the control."""
+        return {
+            "buffer": self.buffer.state_dict(),
+            "learning": self.learning,
+            "control": self.control.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.buffer.load_state_dict(state["buffer"])
         self.learning = bool(state["learning"])
+        self.control.load_state_dict(state["control"])

@@ -17,6 +17,7 @@ from mifo.core.buffer import QuestionBuffer
 from mifo.methods.base import Base
 from mifo.methods.grpo import policy_gradient_updates, rl_phase
 from mifo.methods.mixture import demonstrations_of, imitation_of, refers
+from mifo.methods.sft import adapters_of
 from mifo.types import Group, Phase, Update
 
 
@@ -31,6 +32,7 @@ class Relift(Base):
         self.longest_response = config.rollout.max_response_tokens
         self.longest_demonstration = config.data.max_demonstration_tokens
         self.needs_reference = refers(method.rl, method.sft)
+        self.adapters = adapters_of(method.sft)
         self.least_demonstrations = method.buffer_size
         self.buffer = QuestionBuffer(method.buffer_size, method.buffer_order)
         self.learning = False
@@ -38,7 +40,7 @@ class Relift(Base):
     def next_phase(self) -> Phase:
         """An SFT step after the RL step that filled the buffer, RL otherwise."""
         if self.learning:
-            return Phase(name="sft", optimizer="sft")
+            return Phase(name="sft", optimizer="sft", adapters=self.adapters)
         return rl_phase(self.method.rl)
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:

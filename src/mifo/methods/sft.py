@@ -21,6 +21,7 @@ from mifo.methods.base import Stateless
 from mifo.types import (
     Demonstration,
     Group,
+    LowRank,
     Phase,
     Term,
     TokenLoss,
@@ -120,6 +121,11 @@ def demonstration_sequence(demonstration: Demonstration, weights: Mapping[str, W
     )
 
 
+def adapters_of(sft: ImitationConfig) -> LowRank | None:
+    """The adapters that SFT phases train, if they train any (S0 App. D.4)."""
+    return None if sft.lora_rank is None else LowRank(rank=sft.lora_rank, alpha=sft.lora_alpha)
+
+
 def demonstration_of(group: Group) -> Demonstration | None:
     """The group's problem with its verified demonstration, if it has one."""
     if group.demonstration_ids is None:
@@ -137,11 +143,12 @@ class Sft(Stateless):
     def __init__(self, method: SftMethod, config: Config) -> None:
         self.method = method
         self.needs_reference = imitates_with_reference(method.sft)
+        self.adapters = adapters_of(method.sft)
         self.longest_demonstration = config.data.max_demonstration_tokens
 
     def next_phase(self) -> Phase:
         """Always an SFT step on fresh problems, without rollouts."""
-        return Phase(name="sft", optimizer="sft", prompts=self.method.batch_size)
+        return Phase(name="sft", optimizer="sft", prompts=self.method.batch_size, adapters=self.adapters)
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
         """Imitation of the demonstrations of the groups."""

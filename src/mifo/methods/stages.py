@@ -18,6 +18,7 @@ from mifo.config.schema import Config, MultiStageMethod, RlSftMethod, SftRlMetho
 from mifo.methods.base import Base
 from mifo.methods.grpo import policy_gradient_updates, rl_phase
 from mifo.methods.mixture import demonstrations_of, imitation_of, refers
+from mifo.methods.sft import adapters_of
 from mifo.types import Group, Phase, Update
 
 
@@ -29,18 +30,28 @@ class Stages(Base):
     optimizers = ("rl", "sft")
 
     def __init__(self, method: SftRlMethod | RlSftMethod | MultiStageMethod, config: Config) -> None:
-        self.rl, self.sft, self.batch_size = method.rl, method.sft, method.sft_batch_size
+        self.method, self.rl, self.sft = method, method.rl, method.sft
         self.longest_response = config.rollout.max_response_tokens
         self.longest_demonstration = config.data.max_demonstration_tokens
         self.needs_reference = refers(method.rl, method.sft)
+        self.adapters = adapters_of(method.sft)
         self.step = 0
-        self.in_sft = _plan(method)
 
     def next_phase(self) -> Phase:
         """SFT or RL by the number of steps taken; both draw fresh problems."""
-        if self.in_sft(self.step):
-            return Phase(name="sft", optimizer="sft", prompts=self.batch_size, fresh=True)
-        return replace(rl_phase(self.rl), fresh=True)
+        if not self._in_sft:
+            return replace(rl_phase(self.rl), fresh=True)
+        batch = self.method.sft_batch_size
+        return Phase(name="sft", optimizer="sft", prompts=batch, fresh=True, adapters=self.adapters)
+
+    @property
+    def _in_sft(self) -> bool:
+        method, step = self.method, self.step
+        if isinstance(method, RlSftMethod):
+            return step >= method.rl_steps
+        if isinstance(method, MultiStageMethod):
+            step %= method.sft_steps + method.rl_steps
+        return step < method.sft_steps
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
         """Imitation, or policy gradient."""
@@ -60,22 +71,3 @@ class Stages(Base):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.step = int(state["step"])
-
-
-class _Plan:
-    """Whether step i is an SFT step: `sft` ones, then `rl` (or the other way), repeated; None lasts to the end."""
-
-    def __init__(self, *, first: str, lengths: tuple[int, int | None]) -> None:
-        self.first, self.lengths = first, lengths
-
-    def __call__(self, step: int) -> bool:
-        before, after = self.lengths
-        place = step if after is None else step % (before + after)
-        return (place < before) == (self.first == "sft")
-
-
-def _plan(method: SftRlMethod | RlSftMethod | MultiStageMethod) -> _Plan:
-    if isinstance(method, RlSftMethod):
-        return _Plan(first="rl", lengths=(method.rl_steps, None))
-    rl_steps = method.rl_steps if isinstance(method, MultiStageMethod) else None
-    return _Plan(first="sft", lengths=(method.sft_steps, rl_steps))

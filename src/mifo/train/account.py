@@ -24,7 +24,9 @@ def count(run: Run, phase: Phase, updates: Sequence[Update], reports: Sequence[U
     if phase.name == "sft":
         ledger.sft_steps += 1
         ledger.sft_tokens, ledger.sft_fed_tokens = ledger.sft_tokens + tokens, ledger.sft_fed_tokens + fed
-        if run.meters and "after" not in run.meters[-1]:
+        if run.learner.adapters is not None:
+            ledger.trained_adapters(fed, sum(p.numel() for p in run.learner.trained))
+        if run.metering:
             run.meters[-1]["demonstrations"] += len(ids)
     else:
         ledger.rl_steps += 1

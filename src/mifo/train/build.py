@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mifo.config.legacy import warning as legacy_warning
 from mifo.config.schema import Config
-from mifo.core.importance import ImportanceMap
 from mifo.core.surgery import GradientDrop
 from mifo.data.chat import Chat
 from mifo.data.problems import Verify
@@ -52,7 +51,8 @@ class Prepared:
     config: Config
     tokenizer: PreTrainedTokenizerBase
     chat: Chat
-    method: Method
+    methods: tuple[Method, ...]
+    """One for each stage."""
     corpus: Corpus
 
 
@@ -85,11 +85,13 @@ def prepare(config: Config, grader: Grader) -> Prepared:
     pick_device(config.model.device)
     tokenizer = load_tokenizer(config.model)
     chat = make_chat(config, tokenizer)
-    method = make_method(config)
-    corpus = read_corpus(config, chat, verifier(grader), needs_demonstrations=method.needs_demonstrations)
+    methods = tuple(map(make_method, config.by_stage))
+    needs_demonstrations = any(method.needs_demonstrations for method in methods)
+    corpus = read_corpus(config, chat, verifier(grader), needs_demonstrations=needs_demonstrations)
     grader.require({problem.grader for problem in (*corpus.train, *corpus.evaluation)})
-    _check_demonstrations(method, corpus, config)
-    return Prepared(config=config, tokenizer=tokenizer, chat=chat, method=method, corpus=corpus)
+    for method, stage in zip(methods, config.by_stage, strict=True):
+        _check_demonstrations(method, corpus, stage)
+    return Prepared(config=config, tokenizer=tokenizer, chat=chat, methods=methods, corpus=corpus)
 
 
 def build_run(
@@ -157,26 +159,21 @@ def _load_parts(prepared: Prepared, **others: Any) -> Parts:
     model = load_model(config.model, seed=config.train.seed).to(device)
     check_context(model.config.max_position_embeddings, config, prepared.corpus)
     window = others["stop"].window
-    learner = _make_learner(model, config, device, dtype, with_reference=prepared.method.needs_reference, window=window)
-    reference_hash = hash_weights(model) if prepared.method.needs_reference else None
-    freeze = prepared.method.freeze
-    importance = None
-    if freeze is not None:
-        importance = ImportanceMap(
-            learner.parameters, top=freeze.top, history=freeze.history, scope=freeze.scope, fill_ties=freeze.fill_ties
-        )
+    needs_reference = any(method.needs_reference for method in prepared.methods)
+    learner = _make_learner(model, config, device, dtype, with_reference=needs_reference, window=window)
+    reference_hash = hash_weights(model) if needs_reference else None
+    first = config.by_stage[0]
     return Parts(
         config=config,
         chat=prepared.chat,
         corpus=prepared.corpus,
-        method=prepared.method,
+        methods=prepared.methods,
         learner=learner,
         engine=build_engine(model, config, device, dtype),
         optimizers={
-            "rl": ScheduledAdamW(learner.parameters, config.rl_optimizer),
-            "sft": ScheduledAdamW(learner.parameters, config.sft_optimizer),
+            "rl": ScheduledAdamW(learner.parameters, first.rl_optimizer),
+            "sft": ScheduledAdamW(learner.parameters, first.sft_optimizer),
         },
-        importance=importance,
         scorer=_make_scorer(prepared, learner, window),
         reference_hash=reference_hash,
         **others,
@@ -186,7 +183,7 @@ def _load_parts(prepared: Prepared, **others: Any) -> Parts:
 def _make_scorer(
     prepared: Prepared, learner: Learner, window: Callable[[], AbstractContextManager[None]]
 ) -> Scorer | None:
-    name = prepared.method.scorer
+    name = prepared.methods[0].scorer
     if name is None:
         return None
     return make_scorer(name, learner.policy, prepared.config, reference=learner.reference, window=window)

@@ -38,7 +38,7 @@ class RunDisplay:
 
     Args:
         console: where to.
-        steps: `train.steps`, the length of the bar.
+        steps: those of all stages, the length of the bar.
         minutes: `train.minutes`, which may end a run before its steps do.
     """
 
@@ -123,6 +123,12 @@ class RunDisplay:
                 highlight=False,
                 soft_wrap=True,
             )
+        elif event == "stage":
+            self.console.print(
+                f"stage {record['stage']}: {record['method']}, from step {record['step']}",
+                style="bold",
+                highlight=False,
+            )
         elif event == "resumed":
             for reason in record["refused"]:
                 self.console.print(f"refused a checkpoint: {reason}", style="bold red", highlight=False, markup=False)
@@ -179,6 +185,10 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
             "response length",
             f"{summary['response_length_before']:.0f} → {summary['response_length_after']:.0f} tokens",
         )
+    for stage in summary["stages"]:
+        share = stage["accuracy_after"]
+        reached = "" if share is None else f", {100 * share:.1f} % at its end"
+        row(f"stage {stage['stage']}", f"{stage['method']}, {stage['steps']} steps{reached}")
     ended = "" if summary["ended_by"] == "steps" else f", when train.{summary['ended_by']} was up"
     row("steps", f"{summary['steps']} of {summary['planned_steps']}{ended}")
     row(

@@ -9,13 +9,15 @@ peak than training).
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mifo.config.schema import Config
 from mifo.methods import Method
+from mifo.train.adapters import adapter_elements
 from mifo.train.corpus import Corpus
 from mifo.train.device import pick_device, pick_dtype
 from mifo.train.model import TINY, read_model_config, tiny_model
@@ -42,8 +44,22 @@ class Estimate:
         return sum(self.memory.values())
 
 
-def estimate(config: Config, method: Method, corpus: Corpus) -> Estimate:
-    """Memory and time of a run; loads no weights."""
+def estimate(config: Config, methods: Sequence[Method], corpus: Corpus) -> Estimate:
+    """Memory and time of a run; loads no weights. With stages: the most of each component, the mean time of a step."""
+    parts = [_of_stage(stage, method, corpus) for stage, method in zip(config.by_stage, methods, strict=True)]
+    seconds = sum(part.seconds for part in parts)
+    return Estimate(
+        parameters=parts[0].parameters,
+        context=parts[0].context,
+        memory={name: max(part.memory[name] for part in parts) for name in parts[0].memory},
+        flops_per_step=sum(p.flops_per_step * s.train.steps for p, s in zip(parts, config.by_stage, strict=True))
+        / config.steps,
+        seconds_per_step=seconds / config.steps,
+        seconds=seconds,
+    )
+
+
+def _of_stage(config: Config, method: Method, corpus: Corpus) -> Estimate:
     shape = _empty_model(config)
     parameters = sum(p.numel() for p in shape.parameters())
     device = pick_device(config.model.device)
@@ -57,7 +73,9 @@ def estimate(config: Config, method: Method, corpus: Corpus) -> Estimate:
     # Dynamic sampling is taken to need one round: how many it will need is not known.
     groups = phase.prompts if phase.resample is None else phase.resample.groups
     trained = groups * (max(1, phase.rollouts) * response + prompt)
-    generating, learning = 2 * parameters * generated, (6 + SCORER_PASSES[method.scorer]) * parameters * trained
+    per_token = 6 * parameters if phase.adapters is None else 4 * parameters + 6 * _adapter_elements(method, shape)
+    per_token += SCORER_PASSES[method.scorer] * parameters
+    generating, learning = 2 * parameters * generated, per_token * trained
     step = generating / (rate * DECODE_UTILISATION) + learning / (rate * TRAIN_UTILISATION)
     return Estimate(
         parameters=parameters,
@@ -69,7 +87,7 @@ def estimate(config: Config, method: Method, corpus: Corpus) -> Estimate:
     )
 
 
-def _empty_model(config: Config) -> torch.nn.Module:
+def _empty_model(config: Config) -> PreTrainedModel:
     """The architecture on the meta device: shapes without weights."""
     if config.model.path == TINY:
         return tiny_model()
@@ -86,7 +104,7 @@ def _mean_response(corpus: Corpus) -> float | None:
 def _memory(
     config: Config,
     method: Method,
-    shape: torch.nn.Module,
+    shape: PreTrainedModel,
     parameters: int,
     dtype: torch.dtype,
     sequences: int,
@@ -102,13 +120,14 @@ def _memory(
     key_heads = size.num_key_value_heads if hasattr(size, "num_key_value_heads") else size.num_attention_heads
     kv = 2 * size.num_hidden_layers * key_heads * (size.hidden_size // size.num_attention_heads)
     rows = min(config.rollout.batch_rows or sequences, sequences)
-    moments = 2 * len(method.optimizers)
+    adapters = _adapter_elements(method, shape)
     return {
         "weights and gradients (fp32)": 8 * parameters,
-        "optimizer moments": 4 * moments * parameters,
+        "optimizer moments": 4 * _moments(method) * parameters,
         "importance map and snapshot": 8 * parameters if method.freeze is not None else 0,
-        "moments kept during SFT": 8 * parameters if method.freeze is not None else 0,
-        "copy for the checkpoint writer": _checkpoint_copy(config, method, parameters),
+        "moments kept during SFT": 8 * parameters if method.freeze is not None and not adapters else 0,
+        "adapters, their gradients and moments": 16 * adapters,
+        "copy for the checkpoint writer": _checkpoint_copy(config, method, parameters) + 12 * adapters,
         "reference model": 4 * parameters if method.needs_reference else 0,
         "critic or reward model, gradients, moments": 16 * parameters if method.scorer is not None else 0,
         "sampler's weights": width * parameters,
@@ -121,8 +140,17 @@ def _checkpoint_copy(config: Config, method: Method, parameters: int) -> int:
     """Weights, moments, importance map, snapshot and second model once more, while a checkpoint is written."""
     if not config.run.background_checkpoints:
         return 0
-    copies = 1 + 2 * len(method.optimizers) + (2 if method.freeze is not None else 0)
+    copies = 1 + _moments(method) + (2 if method.freeze is not None else 0)
     return 4 * parameters * (copies + (3 if method.scorer is not None else 0))
+
+
+def _moments(method: Method) -> int:
+    """Moments kept for every weight: none by the optimizer of adapters."""
+    return 2 * len([name for name in method.optimizers if method.adapters is None or name != "sft"])
+
+
+def _adapter_elements(method: Method, shape: PreTrainedModel) -> int:
+    return 0 if method.adapters is None else adapter_elements(shape.get_decoder(), method.adapters.rank)
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:

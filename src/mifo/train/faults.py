@@ -125,18 +125,21 @@ def check_weights(model: nn.Module) -> None:
     _refuse(bad_tensors(model.named_parameters()), "weights")
 
 
-def check_state(model: nn.Module, optimizers: Mapping[str, ScheduledAdamW], what: str) -> None:
-    """Refuse weights and moments that are not finite, when a checkpoint is written or read.
+def check_state(
+    model: nn.Module, optimizers: Mapping[str, ScheduledAdamW], what: str, others: Mapping[str, Tensor] | None = None
+) -> None:
+    """Refuse weights and moments, and other tensors by name, that are not finite, when a checkpoint is written or read.
 
     Raises:
         NumericsError: names the parameters; `what` begins its message.
     """
-    named: list[tuple[str, Tensor]] = list(model.named_parameters())
-    names = [name for name, parameter in named if parameter.requires_grad]
+    named: list[tuple[str, Tensor]] = [*model.named_parameters(), *(others or {}).items()]
+    names = {parameter: name for name, parameter in model.named_parameters()}
     for key, optimizer in optimizers.items():
         for name, tensor in optimizer.state_tensors().items():
             index, part = name.split(".", 1)
-            named.append((f"{part} of {names[int(index)]} in {key}_optimizer", tensor))
+            parameter = optimizer.parameters[int(index)]
+            named.append((f"{part} of {names[parameter]} in {key}_optimizer", tensor))
     _refuse(bad_tensors(named), what)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mifo import __version__
-from mifo.config.decode import encode
+from mifo.config.decode import encode, numbered
 from mifo.config.schema import Config
 from mifo.errors import CheckpointError
 from mifo.train.checkpoint import Checkpoints, Retention, list_checkpoints, read_json
@@ -83,6 +83,9 @@ def _fixed(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
         place = f"{where}.{key}" if where else key
         if isinstance(value, dict):
             flat |= _fixed(value, place)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for index, table in enumerate(value):
+                flat |= _fixed(table, numbered(place, index))
         elif not place.startswith(MAY_CHANGE_ON_RESUME):
             flat[place] = value
     return flat
@@ -92,6 +95,9 @@ def _check_same(old: object, new: object, folder: Path, where: str = "") -> None
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             _check_same(old.get(key), new.get(key), folder, f"{where}.{key}" if where else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and where == "stages":
+        for index, (before, now) in enumerate(zip(old, new, strict=True)):
+            _check_same(before, now, folder, numbered(where, index))
     elif old != new and not where.startswith(MAY_CHANGE_ON_RESUME):
         raise CheckpointError(
             f"{folder} was started with {where} = {old!r}, not {new!r}. Resume it with the same settings "

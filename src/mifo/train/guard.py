@@ -47,6 +47,12 @@ class Guard:
         self.in_a_row: dict[str, int] = {}
         self.good = LastGood()
 
+    def forget(self) -> None:
+        """Another stage begins: what was usual says nothing, and there is no going back into the one before."""
+        self.phase = None
+        self.norms, self.losses, self.in_a_row = {}, {}, {}
+        self.good.forget()
+
     def begin(self, phase: str) -> None:
         """The coming updates are of this phase. A rollback never crosses a change of phase."""
         if phase != self.phase:

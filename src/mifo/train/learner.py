@@ -19,13 +19,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mifo.core.freeze import ElementFreeze
 from mifo.core.losses import PolicyGradient
 from mifo.core.reduce import Totals, published_scales, sequence_scale, update_totals, weighted_sum
 from mifo.core.surgery import GradientDrop
 from mifo.data.pack import MicroBatch, pack, plan_micro_batches
+from mifo.train.adapters import Adapters
 from mifo.train.faults import Fault, Sample, blame, check_weights, sample_of
 from mifo.train.gap import GAP_TOKENS, ROUNDING_TOKENS, SamplerWatch
 from mifo.train.guard import Guard
@@ -81,13 +82,17 @@ class Learner:
         self.policy = policy
         self.micro_batch_tokens = micro_batch_tokens
         self.world = world or World()
-        self.reference = reference
+        self.reference, self.sampler_watch, self.window = reference, sampler_watch, window
         self.reference_name: str | None = None  # see `train.reference`
         self.reference_taken = False  # from the policy; otherwise it is the model as it was loaded
-        self.sampler_watch = sampler_watch
-        self.window = window
         self.parameters = policy.parameters
         self.gradient_drop = gradient_drop
+        self.adapters: Adapters | None = None  # what is trained in place of the parameters, while there are some
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What the next update moves."""
+        return self.parameters if self.adapters is None else self.adapters.parameters
 
     def apply(
         self,
@@ -100,10 +105,8 @@ class Learner:
     ) -> UpdateReport:
         """Take one optimizer step, or skip it: then parameters and moments keep their bits, and the report says why.
 
-        `step` numbers the optimizer steps of a run; the masks of `gradient_drop` are drawn from it.
-
-        A rollback that the guard orders undoes the step before. A phase that freezes elements has none: it is short, and
-        going back would have to go into the phase before.
+        A rollback that the guard orders undoes the step before. A phase that freezes elements has none: it is short, and going
+        back would have to go into the phase before. `step` numbers the steps of a run for the masks of `gradient_drop`.
 
         Raises:
             NumericsError: weights are not finite; names them.
@@ -126,10 +129,10 @@ class Learner:
         taken = fault is None or fault.action == "warn"
         if taken:
             if guard is not None and freeze is None:
-                guard.keep(self.parameters, optimizer)
+                guard.keep(self.trained, optimizer)
             self._step(optimizer, freeze)
         elif guard is not None and fault is not None and fault.action == "rollback":
-            guard.good.restore(self.parameters, optimizer)
+            guard.good.restore(self.trained, optimizer)
         self._clear()
         return tally.report(
             update,
@@ -148,7 +151,7 @@ class Learner:
         tally = self._while_it_fits(lambda: self._attempt(update, scales))
         tally.over_ranks(self.world)
         if not tally.faults:
-            self.world.sum_gradients(self.parameters)
+            self.world.sum_gradients(self.trained)
         return tally
 
     def _selected(self, update: Update) -> Update:
@@ -165,7 +168,7 @@ class Learner:
         self._score_unfed(update, live, tally)
         self._each_micro_batch(update, live, lambda batch, origin: self._backward(update, batch, origin, scales, tally))
         if not live:  # a gradient of zero is still a step of AdamW: its momentum moves on
-            for parameter in self.parameters:
+            for parameter in self.trained:
                 parameter.grad = torch.zeros_like(parameter)
         return tally
 
@@ -378,12 +381,12 @@ class Learner:
         return overflowed or max(found, key=lambda entry: entry[0], default=(0.0, []))[1]
 
     def _clip(self, clip_norm: float | None) -> float:
-        grads = [p.grad for p in self.parameters if p.grad is not None]
+        grads = [p.grad for p in self.trained if p.grad is not None]
         if not grads:
             return 0.0
         norm = torch.nn.utils.get_total_norm(grads)
         if clip_norm is not None and bool(torch.isfinite(norm)):
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.trained, clip_norm, norm)
         return float(norm)
 
     @staticmethod
@@ -395,5 +398,5 @@ class Learner:
         optimizer.updates += 1
 
     def _clear(self) -> None:
-        for parameter in self.parameters:
+        for parameter in self.trained:
             parameter.grad = None

@@ -11,6 +11,7 @@ from typing import Any
 from mifo.config.schema import TrainConfig
 
 FLOPS_PER_GENERATED, FLOPS_PER_TRAINED = 2, 6  # × parameters × tokens
+FLOPS_PER_FROZEN = 4  # forward, and backward through weights that get no gradients of their own
 
 
 @dataclass(slots=True)
@@ -41,6 +42,8 @@ class Ledger:
     scorer_updates: int = 0
     scored_fed_tokens: int = 0
     scorer_fed_tokens: int = 0
+    adapter_fed_tokens: int = 0  # of sft_fed_tokens: those that trained adapters
+    adapter_flops: int = 0
     evaluation_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     seen_problems: set[str] = field(default_factory=set)
@@ -53,9 +56,9 @@ class Ledger:
 
     @property
     def training_flops(self) -> float:
-        """6·N·D over tokens fed to forward and backward passes of the policy, and what the scorer cost."""
-        own = FLOPS_PER_TRAINED * self.parameters * (self.rl_fed_tokens + self.sft_fed_tokens)
-        return float(own + self.scorer_flops)
+        """6·N·D over tokens fed to forward and backward passes of the policy, and what adapters and the scorer cost."""
+        own = self.rl_fed_tokens + self.sft_fed_tokens - self.adapter_fed_tokens
+        return float(FLOPS_PER_TRAINED * self.parameters * own + self.adapter_flops + self.scorer_flops)
 
     @property
     def scorer_flops(self) -> float:
@@ -87,6 +90,11 @@ class Ledger:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def trained_adapters(self, tokens: int, elements: int) -> None:
+        """Count tokens fed to train adapters of so many elements: 4·N·D, as the weights get no gradients, and 6·D·elements."""
+        self.adapter_fed_tokens += tokens
+        self.adapter_flops += (FLOPS_PER_FROZEN * self.parameters + FLOPS_PER_TRAINED * elements) * tokens
 
     def saw_problems(self, ids: list[str]) -> None:
         """Count sampled problems, all and unique."""

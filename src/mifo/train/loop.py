@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mifo.train.phases import change_stage_if_due
 from mifo.train.run import Run
 from mifo.train.stop import Stopped
 
@@ -25,6 +26,7 @@ def train(run: Run) -> None:
 def _turns(run: Run) -> None:
     run.start()  # accuracy before training;  θ_RL,start ← θ,  B ← ∅,  C ← 0
     while not run.finished:
+        change_stage_if_due(run)  # a run through several methods: the next one, with what belongs to it
         phase = run.method.next_phase()  # RL until |B| ≥ S, SFT until B = ∅
         run.enter(phase)  # RL→SFT: Δ, C̃, TopK, M.  SFT→RL: unfreeze, θ_RL,start ← θ
         groups = run.collect(phase)  # rollouts of π_old, R(o_i), acc(q), D(q)

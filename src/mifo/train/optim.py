@@ -32,9 +32,10 @@ class ScheduledAdamW:
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: OptimizerConfig) -> None:
         self.config = config
+        self.parameters = list(parameters)
         self.updates = 0
         self.optimizer = torch.optim.AdamW(
-            parameters,
+            self.parameters,
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             eps=config.epsilon,
@@ -46,6 +47,13 @@ class ScheduledAdamW:
         """No moments, and the schedule from its start."""
         self.updates = 0
         self.optimizer.state.clear()
+
+    def restart(self, config: OptimizerConfig) -> None:
+        """No moments, and other settings from their start."""
+        self.config = config
+        self.reset()
+        for group in self.optimizer.param_groups:
+            group |= {"betas": (config.beta1, config.beta2), "eps": config.epsilon, "weight_decay": config.weight_decay}
 
     def prepare(self) -> float:
         """Set and return the rate of the coming update."""

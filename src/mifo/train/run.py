@@ -10,7 +10,6 @@ from typing import Any
 
 from mifo.config.schema import Config
 from mifo.core.freeze import ElementFreeze
-from mifo.core.importance import ImportanceMap
 from mifo.data.chat import Chat
 from mifo.data.stream import ProblemStream
 from mifo.errors import NumericsError
@@ -26,9 +25,9 @@ from mifo.train.guard import Guard
 from mifo.train.journal import Journal
 from mifo.train.learner import Learner
 from mifo.train.ledger import Ledger
-from mifo.train.metrics import freeze_record, gap_alarm, group_metrics, score_record, tokens_per_second, update_record
+from mifo.train.metrics import gap_alarm, group_metrics, score_record, tokens_per_second, update_record
 from mifo.train.optim import ScheduledAdamW
-from mifo.train.reference import refer
+from mifo.train.phases import as_merged, enter, leave_sft, make_importance, sft_is_open
 from mifo.train.samples import sample_records
 from mifo.train.scorer import Scorer
 from mifo.train.scoring import score, scorer_metrics
@@ -51,12 +50,11 @@ class Parts:
     folder: Path
     chat: Chat
     corpus: Corpus
-    method: Method
+    methods: tuple[Method, ...]  # one for each stage
     learner: Learner
     engine: Engine
     grader: Grader
     optimizers: Mapping[str, ScheduledAdamW]
-    importance: ImportanceMap | None
     scorer: Scorer | None
     reference_hash: str | None  # of the weights that a KL term compares with, read from model.path at every start
     evaluate: Evaluate | None
@@ -74,7 +72,7 @@ class Run:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.config, self.method, self.learner, self.engine = parts.config, parts.method, parts.learner, parts.engine
+        self.config, self.learner, self.engine = parts.config, parts.learner, parts.engine
         self.stream = ProblemStream(parts.corpus.train, parts.config.train.seed)
         self.stop, self.journal = parts.stop, Journal(parts.folder, parts.storage)
         self.saving = Saving(parts.checkpoints, background=parts.config.run.background_checkpoints)
@@ -87,7 +85,13 @@ class Run:
         self.steps = 0  # steps that drew problems: what train.steps counts
         self.iterations = 0  # turns of the loop, SFT updates of an interval included
         self.version = 0  # optimizer updates taken: the version of the weights
+        self.stage = 0  # of parts.methods
+        self.stage_began = 0  # the steps before it
+        self.importance = make_importance(parts.learner.parameters, self.method.freeze)
         self.phase: str | None = None
+        self.adapted: str | None = (
+            None  # the optimizer that the one of the adapters stands in for, while there are some
+        )
         self.meters: list[dict[str, Any]] = []  # one entry an SFT phase: accuracy before and after, what was frozen
         self.scores: dict[str, Any] = {}
         self.frozen: dict[str, Any] | None = None
@@ -101,6 +105,23 @@ class Run:
         self.finished_at: int | None = None  # the turn after which this run was finished
         self.stopped = False  # broken off because somebody asked
         self.started = self.turn_started = time.perf_counter()
+
+    @property
+    def method(self) -> Method:
+        """The method of the present stage."""
+        return self.parts.methods[self.stage]
+
+    @property
+    def stage_record(self) -> Mapping[str, Any]:
+        """The stage as records name it; {} in a run of one method."""
+        if len(self.parts.methods) == 1:
+            return {}
+        return {"stage": self.stage + 1, "method": self.config.by_stage[self.stage].method.name}
+
+    @property
+    def metering(self) -> bool:
+        """Accuracy after the last SFT phase is still to be measured."""
+        return bool(self.meters) and "after" not in self.meters[-1]
 
     @property
     def grader_counts(self) -> Mapping[str, int]:
@@ -124,7 +145,12 @@ class Run:
     def finished(self) -> bool:
         """Enough steps (or minutes, FLOPs, tokens), and no SFT phase left half done."""
         spent = self.ledger.spent(self.config.train, self.elapsed / 60)
-        return not self.in_sft_phase and (self.steps >= self.config.train.steps or spent is not None)
+        return not self.in_sft_phase and (self.steps >= self.config.steps or spent is not None)
+
+    @property
+    def stage_is_over(self) -> bool:
+        """Enough steps of the present stage, and no SFT phase left half done."""
+        return not self.in_sft_phase and self.steps - self.stage_began >= self.config.by_stage[self.stage].train.steps
 
     @property
     def in_sft_phase(self) -> bool:
@@ -138,19 +164,7 @@ class Run:
 
     def enter(self, phase: Phase) -> None:
         """Change of phase: the importance map is updated where RL ends, everything is unfrozen where SFT ends."""
-        if refer(self.learner, phase):
-            self.mark()
-        if phase.name == self.phase:
-            return
-        if self.phase == "sft":
-            self._leave_sft()
-        if phase.name == "sft" and self.phase is not None and phase.metered:
-            self._enter_sft(phase)
-        if phase.fresh:
-            self.parts.optimizers[phase.optimizer].reset()
-        self.phase = phase.name
-        self.emit("events", {"event": "phase", "phase": phase.name, "step": self.steps, **(self.frozen or {})})
-        self.mark()
+        enter(self, phase)
 
     def collect(self, phase: Phase) -> tuple[Group, ...]:
         """Problems with rollouts, verdicts and rewards; () where the phase draws no problems."""
@@ -175,13 +189,14 @@ class Run:
             self.heed(phase.name, self.guard, fault)
             count(self, phase, (), ())
             return []
-        importance = self.parts.importance
-        if phase.freeze is not None and importance is not None and self.freeze is None:
+        importance, adapters = self.importance, self.learner.adapters
+        if phase.freeze is not None and importance is not None and self.freeze is None and adapters is None:
             self.freeze = ElementFreeze(
                 importance.marks, importance.parameters, mode=phase.freeze.mode, snapshot=importance.start
             )
         assert self.turn is not None
-        optimizer, budget = self.parts.optimizers[phase.optimizer], self.learner.micro_batch_tokens
+        optimizer = self.parts.optimizers[phase.optimizer] if adapters is None else adapters.optimizer
+        budget = self.learner.micro_batch_tokens
         with self.ledger.timed(phase.name):
             with self.stop.window():
                 updates = self.turn.prepared(updates, self._with_old_policy)
@@ -206,6 +221,7 @@ class Run:
             "iteration": self.iterations,
             "step": self.steps,
             "phase": phase.name,
+            **self.stage_record,
             "elapsed": self.elapsed,
             "epoch": self.stream.epoch,
             "tokens_per_second": tokens_per_second(groups, self._turn_seconds()),
@@ -245,8 +261,8 @@ class Run:
         """Leave the last phase, measure, save; nothing where that was done."""
         if self.finished_at == self.iterations:
             return
-        if self.phase == "sft" and self.meters and "after" not in self.meters[-1]:
-            self._leave_sft()
+        if sft_is_open(self):
+            leave_sft(self)
             self.phase = None
             self.mark()
         score = self.evaluate("after")
@@ -255,43 +271,13 @@ class Run:
         self.mark()
         self.save()
 
-    # --- phases ----------------------------------------------------------------------------------------------------
-
-    def _enter_sft(self, phase: Phase) -> None:
-        self.ledger.intervals += 1
-        before = self._meter()
-        self.frozen = None
-        if phase.freeze is not None and self.parts.importance is not None:
-            with self.ledger.timed("freeze"):
-                report = self.parts.importance.end_interval()
-            self.frozen = freeze_record(report)
-        entry = {"interval": self.ledger.intervals, "step": self.steps, "flops": self.ledger.flops, "before": before}
-        share = (self.frozen or {}).get("frozen_fraction", 0.0)
-        self.meters.append(entry | {"frozen_fraction": share, "demonstrations": 0})
-
-    def _leave_sft(self) -> None:
-        if self.freeze is not None:
-            with self.ledger.timed("freeze"):
-                self.freeze.settle()
-        self.frozen = self.freeze = None
-        if self.meters and "after" not in self.meters[-1]:
-            self.meters[-1]["after"] = self._meter()
-            self.emit("events", {"event": "sft_phase", **self.meters[-1]})
-        if self.parts.importance is not None:
-            with self.ledger.timed("freeze"):
-                self.parts.importance.begin_interval()
-
-    def _meter(self) -> float | None:
-        if not self.config.evaluation.around_sft:
-            return None
-        score = self.evaluate("forgetting meter", self.config.evaluation.meter_problems)
-        return None if score is None else score.accuracy.value
+    # --- pieces of a step --------------------------------------------------------------------------------------------
 
     def evaluate(self, label: str, problems: int | None = None) -> Score | None:
         """Measure on held-out problems; None where the run has none."""
         if self.parts.evaluate is None:
             return None
-        with self.ledger.timed("evaluation"), self.stop.window():
+        with self.ledger.timed("evaluation"), as_merged(self), self.stop.window():
             self.sync_engine()
             try:
                 score = self.parts.evaluate(self.engine, self.parts.corpus.evaluation[:problems])
@@ -303,8 +289,6 @@ class Run:
         if problems is None:
             self.emit("evaluations", {**place, "problems": dict(score.by_problem)})
         return score
-
-    # --- pieces of a step --------------------------------------------------------------------------------------------
 
     def sync_engine(self) -> None:
         """Give the engine the current weights unless it has them."""
@@ -357,9 +341,12 @@ class Run:
             CheckpointError: this save, or the one before it, failed.
             NumericsError: weights or moments are not finite; the checkpoints there are stay as they are.
         """
-        check_state(self.learner.policy.model, self.parts.optimizers, "a checkpoint would hold weights or moments")
+        adapters = self.learner.adapters
+        others = {} if adapters is None else adapters.named_tensors()
+        what = "a checkpoint would hold weights or moments"
+        check_state(self.learner.policy.model, self.parts.optimizers, what, others)
         if self.parts.scorer is not None:
-            self.parts.scorer.check("a checkpoint would hold weights or moments")
+            self.parts.scorer.check(what)
         with self.ledger.timed("checkpoint"):
             self.journal.sync()
             self.saving.save(self.snapshot)

@@ -20,15 +20,18 @@ from torch import Tensor, nn
 from mifo.errors import CheckpointError
 from mifo.train.checkpoint import Checkpoints, Snapshot
 from mifo.train.faults import check_state
+from mifo.train.phases import attach_adapters, set_up_stage
 from mifo.train.reference import load_reference, reference_tensors
 from mifo.train.turn import load_turn
 from mifo.train.writer import CheckpointWriter
+from mifo.types import LowRank
 
 if TYPE_CHECKING:
     from mifo.train.run import Run
 
 OWN = (
     "steps", "iterations", "version", "phase", "meters", "scores", "frozen", "evaluated", "evaluated_flops", "finished_at",
+    "stage", "stage_began",
 )  # fmt: skip
 
 
@@ -93,10 +96,13 @@ def take_snapshot(run: Run, plain: Mapping[str, Any]) -> Snapshot:
     tensors: dict[str, Mapping[str, Any]] = {"model": {names[p]: p for p in run.learner.parameters}}
     for name, optimizer in run.parts.optimizers.items():
         tensors[name] = optimizer.state_tensors()
-    if run.parts.importance is not None:
-        state = run.parts.importance.state_dict()
+    if run.importance is not None:
+        state = run.importance.state_dict()
         tensors["importance"] = {f"{key}.{i}": t for key, rows in state.items() for i, t in enumerate(rows)}
     tensors |= reference_tensors(run.learner)
+    adapters = run.learner.adapters
+    if adapters is not None:
+        tensors["adapters"] = adapters.state_tensors()
     if run.guard.good.held:
         tensors["rollback"] = run.guard.good.state_tensors()
     optimizers = dict(run.parts.optimizers)
@@ -110,6 +116,7 @@ def take_snapshot(run: Run, plain: Mapping[str, Any]) -> Snapshot:
         {
             **plain,
             "optimizers": {name: o.state_dict() for name, o in optimizers.items()},
+            "adapters": None if adapters is None else {"optimizer": run.adapted, "state": adapters.state_dict()},
             "turn": None if run.turn is None else run.turn.state_dict(),
         },
     )
@@ -140,18 +147,20 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
             f"model.path = '{run.config.model.path}' holds other weights than when {run.parts.folder} was started, and the KL "
             "term compares with them. Put the model back as it was, or start another run."
         )
+    for name in OWN:
+        setattr(run, name, state[name])
+    if run.stage > 0:
+        set_up_stage(run)
     copy_parameters(run.learner.policy.model, snapshot.tensors["model"])
     load_reference(run.learner, state["reference_name"], snapshot.tensors)
     for name, optimizer in run.parts.optimizers.items():
         optimizer.load(state["optimizers"][name], cloned(snapshot.tensors.get(name, {})))
-    if run.parts.importance is not None:
+    if run.importance is not None:
         rows: dict[str, list[Any]] = {"importance": [], "start": [], "frozen_zeros": []}
         stored = snapshot.tensors["importance"]
         for key in sorted(stored, key=lambda k: (k.split(".")[0], int(k.split(".")[1]))):
             rows[key.split(".")[0]].append(stored[key])
-        run.parts.importance.load_state_dict(rows)
-    for name in OWN:
-        setattr(run, name, state[name])
+        run.importance.load_state_dict(rows)
     run.elapsed_before = state["elapsed"]
     run.verdicts_before = state["verdicts"]
     run.stream.load_state_dict(state["stream"])
@@ -162,7 +171,8 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
     run.learner.micro_batch_tokens = state["micro_batch_tokens"]
     if run.learner.sampler_watch is not None:
         run.learner.sampler_watch.load_state_dict(state["sampler_watch"])
-    check_state(run.learner.policy.model, run.parts.optimizers, "the checkpoint holds weights or moments")
+    others = _restore_adapters(run, state["adapters"], snapshot.tensors.get("adapters", {}))
+    check_state(run.learner.policy.model, run.parts.optimizers, "the checkpoint holds weights or moments", others)
     if (scorer := run.parts.scorer) is not None:
         scorer.load(state["scorer"], state["optimizers"][scorer.name], snapshot.tensors)
         scorer.check("the checkpoint holds weights or moments")
@@ -175,6 +185,16 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
             lambda name, *rest: run.make_group(problems[name], *rest),
         )
     return run.journal.load_state_dict(state["journal"])
+
+
+def _restore_adapters(run: Run, stored: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapters of the SFT phase under way, where it trains some; their tensors by name."""
+    if stored is None:
+        return {}
+    shape = LowRank(rank=stored["state"]["rank"], alpha=stored["state"]["alpha"])
+    adapters = attach_adapters(run, shape, stored["optimizer"])
+    adapters.load(stored["state"], tensors)
+    return adapters.named_tensors()
 
 
 def cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ def summarise(run: Run) -> dict[str, Any]:
     ledger = run.ledger.summary()
     phases = [meter for meter in run.meters if "after" in meter]
     return {
-        "method": run.config.method.name,
+        "method": run.config.method_name,
+        "stages": _stages(run),
         "legacy": in_force(run.config.legacy),
         "accuracy_before": _get(before, "accuracy"),
         "accuracy_before_interval": _interval(before),
@@ -33,7 +34,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "response_length_after": _get(after, "response_length"),
         "truncated_after": _get(after, "truncated"),
         "steps": run.steps,
-        "planned_steps": run.config.train.steps,
+        "planned_steps": run.config.steps,
         "ended_by": _ended_by(run),
         "rl_steps": ledger["rl_steps"],
         "sft_steps": ledger["sft_steps"],
@@ -58,8 +59,29 @@ def summarise(run: Run) -> dict[str, Any]:
 
 def _ended_by(run: Run) -> str:
     """The setting of the [train] table that ended the run."""
-    by_steps = run.steps >= run.config.train.steps
+    by_steps = run.steps >= run.config.steps
     return "steps" if by_steps else run.ledger.spent(run.config.train, run.elapsed / 60) or "steps"
+
+
+def _stages(run: Run) -> list[dict[str, Any]]:
+    """What each stage that was begun was and what accuracy it ended with; [] for a run of one method."""
+    configs = run.config.by_stage
+    if len(configs) == 1:
+        return []
+    stages = []
+    for index, config in enumerate(configs[: run.stage + 1]):
+        done = index < run.stage
+        end = run.scores.get(f"after stage {index + 1}" if done else "after")
+        stages.append(
+            {
+                "stage": index + 1,
+                "method": config.method.name,
+                "steps": config.train.steps if done else run.steps - run.stage_began,
+                "accuracy_after": _get(end, "accuracy"),
+                "accuracy_after_interval": _interval(end),
+            }
+        )
+    return stages
 
 
 def _get(score: dict[str, Any] | None, name: str) -> Any:

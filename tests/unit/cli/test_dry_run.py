@@ -41,6 +41,10 @@ def test_dry_run(name, model_folder, gsm8k_files, verl_file, tmp_path, capsys, m
     assert own.get(name, "") in shown
     if name in PAPER:
         assert "1078 steps" in shown
+    if "lora" in name:
+        assert "adapters, their gradients and moments" in shown
+    if name == "mifo-after-sft-smollm2":
+        assert "for 64 steps" in shown or "64 steps would take" in shown
     if name == "gsm8k-smollm2":
         assert "70 training problems, 70 with a demonstration; 70 held out" in shown
         assert "\\boxed{" in shown

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from mifo.config.bounds import Bounds
 from mifo.config.check import check_config
 from mifo.config.decode import check_bounds, decode, encode
-from mifo.config.load import merge
 from mifo.config.schema import Config
+from mifo.config.stages import merge
 from mifo.errors import ConfigError
 
 
@@ -69,7 +69,8 @@ PLAIN = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
     max_leaves=8,
 )
-SETTINGS = {f.name: [g.name for g in dataclasses.fields(getattr(Config(), f.name))] for f in dataclasses.fields(Config)}
+TABLES = [f.name for f in dataclasses.fields(Config) if f.name != "stages"]
+SETTINGS = {name: [f.name for f in dataclasses.fields(getattr(Config(), name))] for name in TABLES}
 PATHS = [(table, name) for table, names in SETTINGS.items() for name in names]
 
 

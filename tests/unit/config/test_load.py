@@ -2,7 +2,8 @@
 
 import pytest
 
-from mifo.config.load import MAX_CONFIG_BYTES, load_config, merge, read_recipe, recipe_names
+from mifo.config.load import MAX_CONFIG_BYTES, load_config, read_recipe, recipe_names
+from mifo.config.stages import merge
 from mifo.errors import ConfigError
 
 

@@ -27,7 +27,9 @@ TABLES = [
 ]
 SETTINGS = [(table, f.name) for table in TABLES if table is not schema.Config for f in dataclasses.fields(table)]
 # Settings that are read through a property of Config.
-DERIVED = {(schema.EvaluationConfig, "max_response_tokens"): "evaluation_tokens"}
+DERIVED = {(schema.EvaluationConfig, "max_response_tokens"): "evaluation_tokens"} | {
+    (schema.StageConfig, name): "by_stage" for name in ("method", "steps", "rl_optimizer", "sft_optimizer")
+}
 # What a variable that holds a table is called where its settings are read.
 HOLDERS = {
     schema.ModelConfig: {"model", "config"},
@@ -38,6 +40,7 @@ HOLDERS = {
     schema.GuardConfig: {"settings"},
     schema.PolicyGradientConfig: {"rl"},
     schema.ImitationConfig: {"sft"},
+    schema.FreezeControlConfig: {"control"},
     schema.GrpoMethod: {"method"},
     schema.SftMethod: {"method"},
     schema.MifoMethod: {"method"},

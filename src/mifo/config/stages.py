@@ -1,0 +1,75 @@
+"""`[[stages]]` of a recipe: what a stage leaves out is as in the tables of the whole run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mifo.config.decode import closest, numbered
+from mifo.config.schema import Config, StageConfig
+from mifo.errors import ConfigError
+
+INHERITED = ("method", "rl_optimizer", "sft_optimizer")
+OF_THE_WHOLE_RUN = tuple(f.name for f in dataclasses.fields(Config) if f.name not in (*INHERITED, "stages"))
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, table by table; a table that changes its `name` tag replaces the inherited one."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        mergeable = isinstance(old, Mapping) and isinstance(value, Mapping)
+        same_tag = mergeable and value.get("name", old.get("name")) == old.get("name")  # type: ignore[union-attr]
+        result[key] = merge(old, value) if same_tag and isinstance(old, Mapping) else value
+    return result
+
+
+def with_stages(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a recipe with every stage written out: its own tables on top of the run's, `steps` as train.steps.
+
+    Raises:
+        ConfigError: a stage is no table, or has a table that holds for the whole run.
+    """
+    stages = tables.get("stages", [])
+    if not isinstance(stages, list) or not all(isinstance(stage, Mapping) for stage in stages):
+        raise ConfigError("stages must be a list of tables: write [[stages]] above the settings of each stage.")
+    inherited = {name: tables[name] for name in INHERITED if name in tables}
+    train = tables.get("train")
+    if isinstance(train, Mapping) and "steps" in train:
+        inherited["steps"] = train["steps"]
+    written = []
+    for index, stage in enumerate(stages):
+        _check_keys(stage, numbered("stages", index))
+        written.append(merge(inherited, stage))
+    return {**tables, "stages": written}
+
+
+def _check_keys(stage: Mapping[str, Any], where: str) -> None:
+    known = [f.name for f in dataclasses.fields(StageConfig)]
+    for key in stage:
+        if key in OF_THE_WHOLE_RUN:
+            raise ConfigError(
+                f"{where}.{key} cannot differ by stage: a stage has {', '.join(known)}; model, data, rewards, rollouts and the "
+                f"others hold for the whole run. Write [{key}] at the top of the file, or start another run from the export "
+                "of the first."
+            )
+        if key not in known:
+            raise ConfigError(f"{where}.{key} is not a setting of a stage. {closest(key, known)}")
+
+
+def refuse_stage_flags(config: Config, flags: Sequence[str]) -> None:
+    """Flags that would change what every stage has of its own.
+
+    Raises:
+        ConfigError: one of them is given, and the run has stages.
+    """
+    if not config.stages:
+        return
+    for flag in flags:
+        name = flag.split("=")[0].replace("_", "-")
+        if name == "--train.steps" or name.startswith(("--method.", "--rl-optimizer.", "--sft-optimizer.")):
+            raise ConfigError(
+                f"{name} is not a flag of a run with stages: each of its {len(config.stages)} stages has a setting of that name. "
+                "Write the stages into a TOML file that extends this one."
+            )
