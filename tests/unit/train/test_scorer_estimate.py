@@ -20,7 +20,7 @@ def estimated(monkeypatch):
         config = decode(Config, {**tables, "method": {"name": method, "rl": RL | rl}})
         with make_grader(config) as grader:
             prepared = prepare(config, grader)
-        return estimating.estimate(config, prepared.method, prepared.corpus)
+        return estimating.estimate(config, prepared.methods, prepared.corpus)
 
     return of
 
