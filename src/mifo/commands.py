@@ -28,7 +28,7 @@ from mifo.train.build import (
     Prepared,
     build_engine,
     build_run,
-    check_context,
+    check_suitable,
     make_chat,
     make_grader,
     prepare,
@@ -155,7 +155,7 @@ def dry_run(recipe: Recipe, config: Config, *, resume: bool = False) -> int:
     )
     _show_problem(console, prepared)
     expected = estimate(config, prepared.methods, corpus)
-    check_context(expected.context, config, corpus)
+    check_suitable(expected.model, config, corpus)
     table = Table(
         title=f"Expected for {config.model.path} ({expected.parameters / 1e6:,.0f} M parameters)", show_header=False
     )
@@ -165,6 +165,8 @@ def dry_run(recipe: Recipe, config: Config, *, resume: bool = False) -> int:
     table.add_row("time", f"{clock(expected.seconds_per_step)} a step, {_time_in_all(config, expected)}")
     table.add_row("", "without evaluation, and without what a step costs however small it is")
     console.print(table)
+    if not resume:
+        check_folder(folder, config, resume=False)
     console.print(
         f"dry run: nothing was trained; without --dry-run the run goes {'on in' if resume else 'to'} {folder}"
     )

@@ -25,8 +25,11 @@ from mifo.config.schema import (
     RunConfig,
     SftMethod,
     SrftMethod,
+    TrainConfig,
 )
 from mifo.errors import ConfigError
+
+MOST_THREADS = 1024
 
 UNIMITATED = (
     MifoMethod, GrpoMethod, LuffyMethod, SrftMethod, PrefixRftMethod, BreadMethod, PpoMethod, PrimeMethod,
@@ -64,6 +67,7 @@ def _check(config: Config) -> None:
         _check_optimizer(name, getattr(config, name))
     _check_reward(config)
     _check_run(config.run)
+    _check_train(config.train)
     method = config.method
     if not isinstance(method, SftMethod | SrftMethod):
         _check_policy_gradient(method.rl, config)
@@ -183,6 +187,11 @@ def _check_every_flops(every: float, config: Config) -> None:
 
 
 def _check_run(run: RunConfig) -> None:
+    if run.name is not None and (run.name in ("", ".", "..") or "/" in run.name or "\\" in run.name):
+        raise ConfigError(
+            f"run.name = '{run.name}' is no name of one folder: it would leave run.folder = '{run.folder}'. Give a name without "
+            "slashes, and another run.folder if the run belongs elsewhere."
+        )
     if run.keep_every is None:
         return
     if run.checkpoint_steps is None or run.keep_every % run.checkpoint_steps:
@@ -192,7 +201,19 @@ def _check_run(run: RunConfig) -> None:
         )
 
 
+def _check_train(train: TrainConfig) -> None:
+    if train.threads is not None and train.threads > MOST_THREADS:
+        raise ConfigError(
+            f"train.threads = {train.threads} exceeds {MOST_THREADS}: no machine gains from so many. Leave it out for all cores."
+        )
+
+
 def _check_optimizer(name: str, optimizer: OptimizerConfig) -> None:
+    if optimizer.learning_rate > 1.0:
+        raise ConfigError(
+            f"{name}.learning_rate = {optimizer.learning_rate:g} exceeds 1: AdamW moves every element by about the rate at each "
+            "update. Rates of training are between 1e-7 and 1e-2."
+        )
     if optimizer.schedule != "constant" and optimizer.decay_updates is None:
         raise ConfigError(
             f"{name}.schedule = '{optimizer.schedule}' needs {name}.decay_updates: after how many updates the rate is lowest."

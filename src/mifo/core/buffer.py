@@ -19,8 +19,10 @@ class QuestionBuffer:
     """
 
     def __init__(self, capacity: int, order: Literal["fifo", "lifo"] = "fifo") -> None:
-        if capacity < 1 or order not in ("fifo", "lifo"):
-            raise ConfigError(f"QuestionBuffer({capacity}, {order!r}): at least 1, and 'fifo' or 'lifo'.")
+        if not isinstance(capacity, int) or capacity < 1 or order not in ("fifo", "lifo"):
+            raise ConfigError(
+                f"QuestionBuffer({capacity!r}, {order!r}): a whole number of at least 1, and 'fifo' or 'lifo'."
+            )
         self.capacity = capacity
         self.order = order
         self._held: dict[str, Demonstration] = {}

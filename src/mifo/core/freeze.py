@@ -135,7 +135,8 @@ class ElementFreeze:
     def _begin(self, optimizer: Optimizer) -> None:
         """Take the optimizer's state of frozen elements out.
 
-        With both moments and the gradient zero Adam's step is exactly zero, so only weight decay could move a frozen element.
+        With both moments and the gradient zero Adam's step is exactly zero (0/ε), so only weight decay could move a frozen
+        element.
         """
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ConfigError(
@@ -144,7 +145,7 @@ class ElementFreeze:
         self._optimizer = optimizer
         if self._kept is None:
             self._kept = [p.detach().clone() for p in self.parameters]
-        self._rests = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and self._masked
+        self._rests = _rests_at_zero(optimizer) and self._masked
         for index, parameter in enumerate(self.parameters):
             marks = self._marks(index)
             state = _per_element(optimizer, parameter)
@@ -158,6 +159,12 @@ def restore_frozen(parameters: Sequence[Tensor], kept: Sequence[Tensor], marks: 
     """Give marked elements the bits that they have in `kept`, whatever moved them."""
     for index, (parameter, before) in enumerate(zip(parameters, kept, strict=True)):
         _put_back(parameter.data, _frozen_part(before, marks(index)), marks(index))
+
+
+def _rests_at_zero(optimizer: Optimizer) -> bool:
+    """Whether an element whose gradient and moments are zero has a step of zero; with ε = 0 it would be 0/0."""
+    adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+    return adam and all(float(group["eps"]) > 0.0 for group in optimizer.param_groups)
 
 
 def _decay_rounds_to_nothing(optimizer: Optimizer) -> bool:

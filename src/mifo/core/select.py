@@ -18,8 +18,8 @@ from mifo.errors import ConfigError, NumericsError
 
 
 def kept_count(length: int, fraction: float) -> int:
-    """⌈fraction·length⌉, immune to the representation of fractions such as 0.2 (⌈0.2·5⌉ is 1, not 2)."""
-    return min(length, math.ceil(round(fraction * length, 9)))
+    """⌈fraction·length⌉, immune to how fractions are represented (⌈0.2·5⌉ is 1, not 2); at least 1 unless nothing is wanted."""
+    return min(length, max(int(fraction > 0), math.ceil(round(fraction * length, 9))))
 
 
 def top_entropy_tokens(entropy_T: Tensor, sequence_T: Tensor, fraction: float) -> Tensor:

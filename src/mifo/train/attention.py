@@ -12,7 +12,7 @@ Legend: N tokens of the row, R responses of a run, L longest of them, P prompt l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,7 @@ def packed_attention(
     """
     if attention_plan is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
+    _check_plain(module, options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # [N, heads, d] pieces: the backward pass of one split is one concatenation, whatever the number of pieces.
     queries, keys, values = (iter(t[0].transpose(0, 1).split(attention_plan.sizes)) for t in (query, key, value))
@@ -131,6 +132,20 @@ def packed_attention(
             rows = _attend(_padded(next(queries), run), key_RPL, value_RPL, scale).flatten(0, 1)
             out.append(rows if run.unpad is None else rows.index_select(0, run.unpad))
     return torch.cat(out)[None], None
+
+
+def _check_plain(module: nn.Module, options: Mapping[str, Any]) -> None:
+    """Refuse what a model asks of its attention beyond a causal mask: ignoring it would train another model.
+
+    Raises:
+        ValueError: names it.
+    """
+    window = options.get("sliding_window")
+    asked = [f"{name} = {options[name]}" for name in ("softcap", "s_aux") if options.get(name) is not None]
+    if window is not None and window < module.config.max_position_embeddings:
+        asked.append(f"a sliding window of {window}")
+    if asked:
+        raise ValueError(f"attention with {', '.join(asked)} is not plain causal attention")
 
 
 def _padded(piece: Tensor, run: _Run) -> Tensor:

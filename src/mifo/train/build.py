@@ -22,6 +22,7 @@ from mifo.errors import DataError, ModelError
 from mifo.methods import Method, make_method
 from mifo.rewards import Answer, Grader
 from mifo.rollout.engine import Engine, make_engine
+from mifo.rollout.weights import why_unsupported
 from mifo.train.checkpoint import load_checkpoint
 from mifo.train.corpus import Corpus, read_corpus
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
@@ -157,7 +158,7 @@ def _load_parts(prepared: Prepared, **others: Any) -> Parts:
     device = pick_device(config.model.device)
     dtype = pick_dtype(config.model.compute, device)
     model = load_model(config.model, seed=config.train.seed).to(device)
-    check_context(model.config.max_position_embeddings, config, prepared.corpus)
+    check_suitable(model, config, prepared.corpus)
     window = others["stop"].window
     needs_reference = any(method.needs_reference for method in prepared.methods)
     learner = _make_learner(model, config, device, dtype, with_reference=needs_reference, window=window)
@@ -254,7 +255,7 @@ def _check_demonstrations(method: Method, corpus: Corpus, config: Config) -> Non
         return
     if held:
         raise DataError(
-            f"data.train = '{config.data.train}': {held} problems have a verified demonstration, but method.buffer_size = "
+            f"{corpus.notes[0]} {held} problems have a verified demonstration, but method.buffer_size = "
             f"{least} different ones would have to wait before an SFT phase begins, so there would never be one. Lower "
             f"method.buffer_size to at most {held}, or bring more data."
         )
@@ -263,6 +264,25 @@ def _check_demonstrations(method: Method, corpus: Corpus, config: Config) -> Non
         f"'{config.method.name}' would never learn from one. {corpus.notes[0]} Solutions that are right but end without "
         "a boxed answer can be used with data.box_answers = true; for RL alone use method.name = 'grpo'."
     )
+
+
+def check_suitable(model: torch.nn.Module, config: Config, corpus: Corpus) -> None:
+    """What shows of a model without its weights: its context, its vocabulary, and whether the engine asked for can run it.
+
+    Raises:
+        ModelError: names the setting, what the model has, and the remedy.
+    """
+    check_context(model.config.max_position_embeddings, config, corpus)
+    words = model.get_input_embeddings().num_embeddings
+    highest = max(max(e.prompt_ids + (e.demonstration_ids or ())) for e in corpus.encoded.values())
+    if highest >= words:
+        raise ModelError(
+            f"model.path = '{config.model.path}': its tokenizer gives token {highest}, but the model has embeddings for {words} "
+            "tokens only. The tokenizer belongs to another model: put the right one into the folder."
+        )
+    reason = why_unsupported(model) if config.rollout.engine == "local" else None
+    if reason is not None:
+        raise ModelError(f"rollout.engine = 'local': {reason}. Use rollout.engine = 'auto' or 'generate'.")
 
 
 def check_context(context: int, config: Config, corpus: Corpus) -> None:

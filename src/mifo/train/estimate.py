@@ -25,14 +25,16 @@ from mifo.train.model import TINY, read_model_config, tiny_model
 TRAIN_UTILISATION, DECODE_UTILISATION = 0.35, 0.15
 SCORER_PASSES = {None: 0, "critic": 2 + 6, "prm": 2 + 2 + 6}  # to score, by itself and its reference, and to learn
 GIB = 1 << 30
+PROCESS_BYTES, WORKER_BYTES = 420 << 20, 70 << 20  # resident, as measured on Linux with torch 2.13 for the CPU
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """Parameters, bytes by component, FLOPs (2ND/6ND) a step, and seconds a step and in all (before evaluation)."""
 
+    model: torch.nn.Module
+    """The architecture; shapes without weights."""
     parameters: int
-    context: int
     memory: dict[str, int]
     flops_per_step: float
     seconds_per_step: float
@@ -79,7 +81,7 @@ def _of_stage(config: Config, method: Method, corpus: Corpus) -> Estimate:
     step = generating / (rate * DECODE_UTILISATION) + learning / (rate * TRAIN_UTILISATION)
     return Estimate(
         parameters=parameters,
-        context=shape.config.max_position_embeddings,
+        model=shape,
         memory=_memory(config, method, shape, parameters, dtype, sequences, prompt),
         flops_per_step=float(generating + learning),
         seconds_per_step=step,
@@ -122,6 +124,8 @@ def _memory(
     rows = min(config.rollout.batch_rows or sequences, sequences)
     adapters = _adapter_elements(method, shape)
     return {
+        "Python and its libraries": PROCESS_BYTES,
+        "grading workers": WORKER_BYTES * config.reward.workers,
         "weights and gradients (fp32)": 8 * parameters,
         "optimizer moments": 4 * _moments(method) * parameters,
         "importance map and snapshot": 8 * parameters if method.freeze is not None else 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,15 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
     A run that was killed before its first checkpoint is resumed from its beginning.
 
     Raises:
-        CheckpointError: the folder holds a run and `resume` is false, or `resume` is true and there is nothing to resume
-            or the configuration differs.
+        CheckpointError: the folder cannot be written to, or it holds a run and `resume` is false, or `resume` is true and
+            there is nothing to resume or the configuration differs.
     """
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise CheckpointError(
+            f"{folder} cannot be made or written to: {place} is "
+            f"{'not writable' if place.is_dir() else 'no folder'}. Choose another --run.folder."
+        )
     has_checkpoint = bool(list_checkpoints(folder / "checkpoints"))
     if resume:
         if not has_checkpoint and not (folder / CONFIG).is_file():

@@ -56,7 +56,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         raise ModelError(_load_message("tokenizer", config.path, error)) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
-            f"model.path = '{config.path}': its tokenizer has no end-of-sequence token, so no response ends."
+            f"model.path = '{config.path}': its tokenizer has no end-of-sequence token, so no response ends. Name one "
+            "as eos_token in its tokenizer_config.json; it must be in the vocabulary."
         )
     return tokenizer
 

@@ -148,8 +148,14 @@ class Policy:
     def _check_head(self) -> None:
         """The head must be a plain matrix product: some architectures scale or cap their logits."""
         ids = _probe_ids(self.model)[None]
-        output = self.model(input_ids=ids, use_cache=False, output_hidden_states=True)
+        output = self.model(input_ids=ids, use_cache=False)
         hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state
+        shorter = self.body(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        if not torch.allclose(hidden[:, :-1], shorter, atol=1e-3, rtol=1e-3):
+            raise ModelError(
+                f"{type(self.model).__name__} lets a token see those behind it, so it cannot be trained to write. Use a causal "
+                "decoder (Llama, Qwen, Mistral)."
+            )
         if not torch.allclose(self.head(hidden), output.logits, atol=1e-3, rtol=1e-3):
             raise ModelError(
                 f"{type(self.model).__name__} changes its logits after the output layer (scaling or capping), which the "

@@ -284,6 +284,7 @@ class Run:
             except NumericsError:
                 check_weights(self.learner.policy.model)  # says more, where they are the reason
                 raise
+        self.ledger.evaluation_tokens += round(score.response_length * sum(score.verdicts.values()))
         place = {"label": label, "step": self.steps, "flops": self.ledger.flops}
         self.emit("events", {"event": "evaluation", **place, "phase": self.phase, **score_record(score)})
         if problems is None:

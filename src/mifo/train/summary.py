@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import AutoTokenizer
 
 from mifo.config.legacy import in_force
 from mifo.errors import CheckpointError
 from mifo.train.run import Run
 from mifo.train.storage import replace_file, sync_files
+
+log = logging.getLogger(__name__)
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -130,3 +135,19 @@ def export_model(run: Run) -> None:
         shutil.rmtree(folder)
     staging.rename(folder)
     run.parts.storage.sync_folder(folder.parent)
+    _check_tokenizer(run, folder)
+
+
+def _check_tokenizer(run: Run, folder: Path) -> None:
+    """Warn where transformers would read the exported tokenizer as another one than trained with.
+
+    For some architectures AutoTokenizer puts a class of its own in the place of a plain tokenizer.json (seen with Qwen2).
+    """
+    theirs, ours = AutoTokenizer.from_pretrained(folder), run.parts.chat.tokenizer
+    text = "".join(run.parts.chat.render(problem) for problem in run.parts.corpus.train[:8])
+    if theirs.encode(text, add_special_tokens=False) != ours.encode(text, add_special_tokens=False):
+        log.warning(
+            "AutoTokenizer reads %s as a %s, which splits text differently; load it with PreTrainedTokenizerFast.from_pretrained",
+            folder,
+            type(theirs).__name__,
+        )

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from mifo.config.schema import ModelConfig
@@ -47,6 +48,17 @@ def check_trust(config: ModelConfig, path: str) -> None:
             )
 
 
+def _check_whole(config: ModelConfig, file: Path) -> None:
+    """The file's header fits its length: what a copy that broke off does not."""
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"model.path = '{config.path}': {file.name} cannot be read ({error}). Copy or fetch the model again."
+        ) from error
+
+
 def check_weights_files(config: ModelConfig, path: str) -> None:
     """Refuse a local folder whose weights are pickled, or whose index names anything but safetensors files beside it.
 
@@ -62,6 +74,7 @@ def check_weights_files(config: ModelConfig, path: str) -> None:
             "it into that model, save the result, and name its folder."
         )
     if (folder / "model.safetensors").is_file():
+        _check_whole(config, folder / "model.safetensors")
         return
     if (folder / INDEX).is_file():
         shards = _read(config, folder / INDEX).get("weight_map")
@@ -72,6 +85,8 @@ def check_weights_files(config: ModelConfig, path: str) -> None:
                 f"model.path = '{config.path}': its {INDEX} names {wrong[0]}, which is no safetensors file of that folder. "
                 "Fetch the model again from a source you trust."
             )
+        for name in sorted(names):
+            _check_whole(config, folder / name)
         return
     pickled = sorted(p.name for kind in PICKLED for p in folder.glob(kind) if p.name not in NO_WEIGHTS)
     if pickled:
