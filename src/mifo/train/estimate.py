@@ -52,7 +52,7 @@ def estimate(config: Config, methods: Sequence[Method], corpus: Corpus) -> Estim
     seconds = sum(part.seconds for part in parts)
     return Estimate(
         parameters=parts[0].parameters,
-        context=parts[0].context,
+        model=parts[0].model,
         memory={name: max(part.memory[name] for part in parts) for name in parts[0].memory},
         flops_per_step=sum(p.flops_per_step * s.train.steps for p, s in zip(parts, config.by_stage, strict=True))
         / config.steps,

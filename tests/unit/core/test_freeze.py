@@ -35,6 +35,7 @@ OPTIMIZERS = [
     (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.1}),
     (torch.optim.RMSprop, {"lr": 1e-2, "momentum": 0.5}),
     (torch.optim.Adagrad, {"lr": 1e-2}),
+    (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.0, "eps": 0.0}),  # 0/0 where everything is zero
 ]
 
 
