@@ -341,3 +341,18 @@ def test_gathering_keeps_bytes_and_order(monkeypatch):
         assert b"".join(pieces) == b"".join(chunks)
         assert all(pieces)
         assert all(len(a) >= 10 or len(b) >= 10 for a, b in itertools.pairwise(pieces))
+
+
+def test_a_thread_that_cannot_be_had_is_said_and_nothing_is_in_flight(tmp_path, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    writer = CheckpointWriter(opened(tmp_path), background=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("threading.Thread.start", refuse)
+        with pytest.raises(CheckpointError, match="no thread could be started"):
+            writer.save(1, snapshot(1))
+    writer.wait()
+    writer.save(2, snapshot(2))
+    writer.wait()
+    assert writer.poll() == [2]

@@ -131,22 +131,8 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
     Raises:
         CheckpointError: the data, or the reference model, are not those the run was started on, or the snapshot lacks a part.
     """
-    state, data = snapshot.state, run.config.data
-    if missing := sorted(plain_state(run).keys() - state.keys()):
-        raise CheckpointError(
-            f"the checkpoint in {run.parts.folder} says nothing of {', '.join(missing)}: another version of mifo wrote it. "
-            "Resume with that version (its MANIFEST.json names it), or start another run."
-        )
-    if state["data"] != run.parts.corpus.fingerprint:
-        raise CheckpointError(
-            f"data.train = '{data.train}' or data.evaluation = '{data.evaluation}' holds other problems than when "
-            f"{run.parts.folder} was started. Put the files back as they were, or start another run."
-        )
-    if state["reference"] != run.parts.reference_hash:
-        raise CheckpointError(
-            f"model.path = '{run.config.model.path}' holds other weights than when {run.parts.folder} was started, and the KL "
-            "term compares with them. Put the model back as it was, or start another run."
-        )
+    state = snapshot.state
+    _refuse_other_inputs(run, state)
     for name in OWN:
         setattr(run, name, state[name])
     if run.stage > 0:
@@ -185,6 +171,26 @@ def restore_snapshot(run: Run, snapshot: Snapshot) -> dict[str, int]:
             lambda name, *rest: run.make_group(problems[name], *rest),
         )
     return run.journal.load_state_dict(state["journal"])
+
+
+def _refuse_other_inputs(run: Run, state: Mapping[str, Any]) -> None:
+    """The checkpoint must be of this version's making, of the same data and of the same reference."""
+    data = run.config.data
+    if missing := sorted(plain_state(run).keys() - state.keys()):
+        raise CheckpointError(
+            f"the checkpoint in {run.parts.folder} says nothing of {', '.join(missing)}: another version of mifo wrote it. "
+            "Resume with that version (its MANIFEST.json names it), or start another run."
+        )
+    if state["data"] != run.parts.corpus.fingerprint:
+        raise CheckpointError(
+            f"data.train = '{data.train}' or data.evaluation = '{data.evaluation}' holds other problems than when "
+            f"{run.parts.folder} was started. Put the files back as they were, or start another run."
+        )
+    if state["reference"] != run.parts.reference_hash:
+        raise CheckpointError(
+            f"model.path = '{run.config.model.path}' holds other weights than when {run.parts.folder} was started, and the KL "
+            "term compares with them. Put the model back as it was, or start another run."
+        )
 
 
 def _restore_adapters(run: Run, stored: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

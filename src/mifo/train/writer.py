@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 
+from mifo.errors import CheckpointError
 from mifo.train.checkpoint import Checkpoints, Snapshot
 
 
@@ -30,15 +31,23 @@ class CheckpointWriter:
         """Save a checkpoint of the tensors as they are now.
 
         Raises:
-            CheckpointError: this save (in the foreground) or the one before it (in the background) failed.
+            CheckpointError: this save (in the foreground) or the one before it (in the background) failed, or no thread can
+                be had.
         """
         self.wait()
         if not self.background:
             self.checkpoints.save(step, snapshot)
             self._committed.append(step)
             return
-        self._thread = threading.Thread(target=self._write, args=(step, snapshot.copied()), name="checkpoint")
-        self._thread.start()
+        thread = threading.Thread(target=self._write, args=(step, snapshot.copied()), name="checkpoint")
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"no thread could be started to write a checkpoint ({error}). Free processes or raise their limit, or set "
+                "run.background_checkpoints = false."
+            ) from error
+        self._thread = thread
 
     def _write(self, step: int, snapshot: Snapshot) -> None:
         try:
