@@ -5,7 +5,8 @@
     multi_stage   (k SFT steps, m RL steps) again and again; K cycles are train.steps = K·(k + m)
 
 Each stage begins with an optimizer without moments and its schedule from the start; π_old is the policy at the start of each
-rollout batch. A KL term, off by default, compares with the model as it was loaded, not with the start of the stage.
+rollout batch. A KL term, off by default, compares with the model as it was loaded; with `[[stages]]`
+it compares with the start of the stage.
 """
 
 from __future__ import annotations

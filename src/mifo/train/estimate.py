@@ -130,7 +130,7 @@ def _memory(
         "optimizer moments": 4 * _moments(method) * parameters,
         "importance map and snapshot": 8 * parameters if method.freeze is not None else 0,
         "moments kept during SFT": 8 * parameters if method.freeze is not None and not adapters else 0,
-        "adapters, their gradients and moments": 16 * adapters,
+        "adapters, gradients, moments": 16 * adapters,
         "copy for the checkpoint writer": _checkpoint_copy(config, method, parameters) + 12 * adapters,
         "reference model": 4 * parameters if method.needs_reference else 0,
         "critic or reward model, gradients, moments": 16 * parameters if method.scorer is not None else 0,

@@ -135,6 +135,10 @@ def test_flags_that_each_stage_has_of_its_own(tmp_path, flag):
         ("[[stages]]\nstep = 1", r"stages\[1\]\.step is not a setting of a stage\. Did you mean 'steps'"),
         ("[[stages]]\n[stages.train]\nsteps = 1", r"stages\[1\]\.train cannot differ"),
         ("[stages]\nsteps = 1", r"write \[\[stages\]\] above the settings of each stage"),
+        (
+            '[[stages]]\n[[stages]]\n[stages.method]\nname = "ppo"',
+            r"stages\[2\]\.method\.name = 'ppo' has a second model",
+        ),
         ("[[stages]]\nsteps = 0", r"stages\[1\]\.steps = 0 must be at least 1"),
         ('[[stages]]\n[stages.method]\nname = "sftt"', r"stages\[1\]\.method\.name = 'sftt' is not known"),
         ("[[stages]]\n[stages.rl_optimizer]\nbeta2 = 1.0", r"stages\[1\]\.rl_optimizer\.beta2 = 1\.0 must be"),

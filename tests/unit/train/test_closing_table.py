@@ -16,6 +16,7 @@ SUMMARY = {
     "response_length_before": 61.2,
     "response_length_after": 20.6,
     "steps": 21,
+    "stages": [],
     "planned_steps": 60,
     "ended_by": "minutes",
     "rl_steps": 21,
