@@ -255,9 +255,9 @@ def _check_demonstrations(method: Method, corpus: Corpus, config: Config) -> Non
         return
     if held:
         raise DataError(
-            f"{corpus.notes[0]} {held} problems have a verified demonstration, but method.buffer_size = "
+            f"data.train = '{config.data.train}': {held} problems have a verified demonstration, but method.buffer_size = "
             f"{least} different ones would have to wait before an SFT phase begins, so there would never be one. Lower "
-            f"method.buffer_size to at most {held}, or bring more data."
+            f"method.buffer_size to at most {held}, or bring more data. {corpus.notes[0]}"
         )
     raise DataError(
         f"data.train = '{config.data.train}': no problem has a verified demonstration, so method.name = "

@@ -141,7 +141,9 @@ def test_a_wrong_setting_names_its_method(tmp_path):
         make_entries(read_arena(path), "runs")
 
 
-@pytest.mark.parametrize("name", ["tiny", "smollm2-arithmetic", "mifo-dft-dapo", "qwen2.5-math-7b"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "smollm2-arithmetic", "mifo-dft-dapo", "qwen2.5-math-7b", "mifo-after-sft-smollm2"]
+)
 def test_a_configuration_survives_its_file(name, tmp_path):
     _, config = load_config(name)
     path = tmp_path / "run.toml"
