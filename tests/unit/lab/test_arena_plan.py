@@ -153,6 +153,13 @@ def test_a_configuration_survives_its_file(name, tmp_path):
     assert recipe.description == 'a "quoted" text\nof two lines, and \x7f'
 
 
+def test_a_recipe_of_stages_is_refused(tmp_path):
+    path = tmp_path / "staged.toml"
+    path.write_text('[budget]\nsteps = 8\n[methods.two]\nrecipe = "mifo-after-sft-smollm2"\n')
+    with pytest.raises(ConfigError, match="methods.two: its recipe is a list of 2 stages"):
+        make_entries(read_arena(path), "runs")
+
+
 def test_methods_of_a_recipe_without_recipes_of_their_own():
     arena = quick(["mifo", "relift", "sft", "multi_stage", "srft"])
     entries = {entry.name: entry for entry in make_entries(arena, "runs")}
