@@ -72,7 +72,7 @@ def _entry(arena: Arena, contestant: Contestant, folder: str) -> Entry:
     if config.stages:
         raise ConfigError(
             f"methods.{contestant.name}: its recipe is a list of {len(config.stages)} stages, each with steps and rates of its "
-            "own, so neither a common budget nor a grid of rates applies. Use methods of one stage, such as sft_rl or multi_stage."
+            "own, so neither a common budget nor a grid of rates applies. Use methods of one stage, such as multi_stage."
         )
     settings, data, steps = arena.settings, config.data, config.train.steps
     config = replace(

@@ -156,7 +156,7 @@ def test_a_configuration_survives_its_file(name, tmp_path):
 def test_a_recipe_of_stages_is_refused(tmp_path):
     path = tmp_path / "staged.toml"
     path.write_text('[budget]\nsteps = 8\n[methods.two]\nrecipe = "mifo-after-sft-smollm2"\n')
-    with pytest.raises(ConfigError, match="methods.two: its recipe is a list of 2 stages"):
+    with pytest.raises(ConfigError, match=r"methods\.two: its recipe is a list of 2 stages"):
         make_entries(read_arena(path), "runs")
 
 
