@@ -54,7 +54,7 @@ def tables_of(table):
     return st.builds(table, **{f.name: values_of(hints[f.name]) for f in dataclasses.fields(table)})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(tables_of(Config))
 def test_decode_of_encode_is_the_same_configuration(config):
     check_bounds(config)

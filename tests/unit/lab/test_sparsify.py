@@ -35,7 +35,7 @@ def test_what_is_scored_is_the_pruned_model(folders, problems, monkeypatch):
     def measure(engine, problems, **_):
         seen.append({name: p.detach().clone() for name, p in engine.named_parameters()})
         half = Interval(value=0.5, low=0.2, high=0.8, count=len(problems))
-        return Score(accuracy=half, response_length=3, truncated=0, verdicts={}, by_source={}, seconds=0)
+        return Score(accuracy=half, response_length=3, truncated=0, verdicts={}, by_source={}, by_problem={}, seconds=0)
 
     monkeypatch.setattr(sparsify_module, "evaluate", measure)
     monkeypatch.setattr(sparsify_module, "build_engine", lambda model, *_: model)

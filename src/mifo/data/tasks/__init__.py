@@ -56,7 +56,7 @@ def generate(
         raise DataError(f"count = {count}: at least one problem is needed; ask for 1 or more")
     if max_level is not None and not 1 <= max_level <= LEVELS:
         raise DataError(
-            f"data.levels (max_level) = {max_level}: families have levels 1 to {LEVELS}; give one of them or none"
+            f"max_level = {max_level} (data.levels): families have levels 1 to {LEVELS}; give one of them or none"
         )
     queues = [_ordered(family, split, seed, max_level or LEVELS) for family in chosen]
     most = _in_equal_shares(queues)
