@@ -49,10 +49,11 @@ def start(arena, folder, log):
         )  # fmt: skip
 
 
-def wait_for(condition, seconds=240.0):
+def wait_for(condition, process, log, seconds=240.0):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come"
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
 
 
@@ -67,7 +68,7 @@ def arena(tmp_path_factory):
     file, folder, log = place / "toy.toml", place / "toy", place / "log"
     file.write_text(ARENA)
     first = start(file, folder, log)
-    wait_for(lambda: runs_with(folder, "metrics.jsonl"))
+    wait_for(lambda: runs_with(folder, "metrics.jsonl"), first, log)
     first.send_signal(signal.SIGINT)
     assert first.wait(120) == 3, log.read_text()
     assert "Continue with the same command" in log.read_text()
@@ -75,7 +76,7 @@ def arena(tmp_path_factory):
     assert not runs_with(folder, "measured.json")
 
     second = start(file, folder, log)
-    wait_for(lambda: any(name.endswith("-seed0") for name in runs_with(folder, "metrics.jsonl")))
+    wait_for(lambda: any(name.endswith("-seed0") for name in runs_with(folder, "metrics.jsonl")), second, log)
     second.kill()
     second.wait(60)
     third = start(file, folder, log)
