@@ -356,3 +356,14 @@ def test_a_thread_that_cannot_be_had_is_said_and_nothing_is_in_flight(tmp_path, 
     writer.save(2, snapshot(2))
     writer.wait()
     assert writer.poll() == [2]
+
+
+def test_a_checkpoint_under_another_name_is_refused(tmp_path):
+    """A copy under a higher number would outrank what came after it, and retention would drop that."""
+    checkpoints = opened(tmp_path)
+    checkpoints.save(7, snapshot(7))
+    shutil.copytree(tmp_path / "checkpoints" / "step-000007", tmp_path / "checkpoints" / "step-000900")
+    newest, refused = opened(tmp_path).newest_good(verify=True)
+    assert newest.name == "step-000007"
+    assert len(refused) == 1
+    assert "step-000900: its manifest is of turn 7" in refused[0]

@@ -1,7 +1,7 @@
 r"""Units after an answer: 5\text{ cm}^2, 25 degrees, 36 \text{ ways}.
 
 A unit that only one side names does not matter, as in every grader of the field: the question gave it. Two known units
-that differ are converted when they measure the same thing, and differ otherwise; unknown ones ("ways", "dollars")
+that differ are converted when they measure the same thing, and differ otherwise; unknown ones ("ways", "apples")
 are not compared. Words that scale a number (million, dozen) are not units and are left where they are.
 """
 
@@ -33,11 +33,14 @@ _LENGTH: dict[str, Fraction | int] = {"mm": 1, "cm": 10, "m": 1000, "km": 1_000_
 _LENGTH |= {"in": Fraction(254, 10), "ft": Fraction(3048, 10), "yd": Fraction(9144, 10), "mi": Fraction(1_609_344)}
 _WEIGHT: dict[str, Fraction | int] = {"mg": 1, "g": 1000, "kg": 1_000_000}
 _TIME: dict[str, Fraction | int] = {"s": 1, "min": 60, "h": 3600, "day": 86_400, "week": 604_800}
+_MONEY: dict[str, Fraction | int] = {"cent": 1, "dollar": 100}
+_ALONE = "am pm north south east west left right up down degree radian"  # each measures what none of the others does
 _SCALE = {
     name: (dimension, Fraction(factor))
-    for dimension, table in (("length", _LENGTH), ("weight", _WEIGHT), ("time", _TIME))
+    for dimension, table in (("length", _LENGTH), ("weight", _WEIGHT), ("time", _TIME), ("money", _MONEY))
     for name, factor in table.items()
 }
+_SCALE |= {name: (name, Fraction(1)) for name in _ALONE.split()}
 _SPELLINGS = {
     "mm": "millimeter millimeters millimetre millimetres",
     "cm": "centimeter centimeters centimetre centimetres",
@@ -54,6 +57,10 @@ _SPELLINGS = {
     "h": "hour hours hr hrs",
     "day": "days",
     "week": "weeks",
+    "cent": "cents",
+    "dollar": "dollars",
+    "degree": "degrees",
+    "radian": "radians",
 }
 _NAMES = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 _BARE_SHORT = {word for word in (*_SCALE, *_NAMES) if len(word) > 1} | {"sq", "cu", "mph", "way"}

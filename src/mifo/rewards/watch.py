@@ -7,7 +7,6 @@ of the run: one that is killed and resumed stops at the same step.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,10 +83,10 @@ def _short(text: str, *, end: bool = False) -> str:
 
 
 def check_rewards(rewards: Sequence[float], problem: str) -> None:
-    """Raises RewardError for a reward that is no finite number; `problem` is the id to name."""
+    """Raises RewardError for a reward that is no number; `problem` is the id to name. NaN and infinity skip a step instead."""
     for reward in rewards:
-        if not isinstance(reward, (int, float)) or not math.isfinite(reward):
+        if not isinstance(reward, (int, float)):
             raise RewardError(
-                f"problem {problem!r} has the reward {reward!r}: an advantage made from it is no number, and one such update "
-                "ruins the weights. Make every reward a finite number (reward.correct and reward.incorrect)."
+                f"problem {problem!r} has the reward {reward!r}, which is no number, so no advantage can be made from it. "
+                "Make every reward a finite number (reward.correct and reward.incorrect)."
             )

@@ -184,6 +184,10 @@ class Checkpoints:
             try:
                 manifest = read_manifest(path)
                 check_files(path, manifest, hashes=verify)
+                if manifest.step != _place(path)[0]:
+                    raise CheckpointError(
+                        f"{path}: its manifest is of turn {manifest.step}, so the folder was renamed, or copied from another"
+                    )
                 if manifest.settings != self.settings:
                     raise CheckpointError(f"{path}: it was made by a run with other settings")
             except CheckpointError as error:

@@ -30,6 +30,8 @@ class Journal:
         self.paths = {name: folder / f"{name}.jsonl" for name in STREAMS}
         self.storage = storage
         self._files: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}  # of the files that are open, as this process left them
+        self._lost: dict[str, int] = {}
 
     def write(self, stream: str, record: Mapping[str, Any]) -> None:
         """Append one record; floats that are not finite are written as null, which every JSON reader accepts.
@@ -45,11 +47,15 @@ class Journal:
         try:
             file = self._open(stream)
             whole = os.fstat(file).st_size
+            if whole < self._sizes[stream]:  # somebody emptied it, and what was in it is nowhere
+                self._lost[stream] = self._lost.get(stream, 0) + self._sizes[stream] - whole
             try:
                 write_all(self.storage, file, line)
             except OSError:
                 self.storage.truncate(file, whole)
                 raise
+            finally:
+                self._sizes[stream] = os.fstat(file).st_size
         except OSError as error:
             raise CheckpointError(
                 f"{path}: a line could not be written ({error.strerror or error}). Mend that (free space, permissions, the "
@@ -60,6 +66,7 @@ class Journal:
         path = self.paths[stream]
         if stream not in self._files:
             self._files[stream] = self.storage.open_log(path)
+            self._sizes[stream] = os.fstat(self._files[stream]).st_size
         elif not _is_at(self._files[stream], path):
             self._put_back(stream)
         return self._files[stream]
@@ -73,6 +80,11 @@ class Journal:
         self.storage.rename(copy, path)
         self._files[stream] = self.storage.open_log(path)
         self.storage.close(lost)
+
+    def take_lost(self) -> dict[str, int]:
+        """Bytes that somebody cut from each log under way, since the last call."""
+        lost, self._lost = self._lost, {}
+        return lost
 
     def sync(self) -> None:
         """Wait until all lines are on the disk; a checkpoint refers to them.

@@ -18,6 +18,7 @@ from mifo.errors import CheckpointError
 
 LOCK = "run.lock"
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+NO_FOLDER_LOCKS = NO_LOCKS | {errno.EBADF, errno.EISDIR}
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -36,6 +37,7 @@ class FolderLock:
     def __init__(self, folder: Path, *, enabled: bool = True, elsewhere: str = "--run.folder") -> None:
         self.folder, self.enabled, self.elsewhere = folder, enabled, elsewhere
         self._file: int | None = None
+        self._held: int | None = None
         self._made: list[Path] = []
 
     def __enter__(self) -> FolderLock:
@@ -58,6 +60,7 @@ class FolderLock:
                     os.close(file)  # its last holder removed it between our open and our lock
                     self.folder.mkdir(parents=True, exist_ok=True)
                     continue
+                self._hold_folder()
                 os.ftruncate(file, 0)
                 os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             except BaseException:
@@ -66,10 +69,24 @@ class FolderLock:
             self._file = file
             return
 
+    def _hold_folder(self) -> None:
+        """Lock the folder itself too: somebody may delete the file while its holder runs. Network file systems cannot."""
+        place = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(place)
+            if error.errno not in NO_FOLDER_LOCKS:
+                raise
+        else:
+            self._held = place
+
     def _refusal(self, error: OSError) -> str:
         if isinstance(error, BlockingIOError):
             name = "--run.name" if self.elsewhere == "--run.folder" else self.elsewhere
-            holder = (self.folder / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+            file = self.folder / LOCK
+            holder = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+            holder = holder or "another process"
             return f"{self.folder} is in use by {holder}. Wait for it, end it, or choose another {name}."
         if error.errno in NO_LOCKS:
             return (
@@ -89,6 +106,7 @@ class FolderLock:
             with contextlib.suppress(OSError):  # somebody else has put something beside it meanwhile
                 for path in self._made:
                     path.rmdir()
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        for file in (self._file, self._held):
+            if file is not None:
+                os.close(file)
+        self._file = self._held = None

@@ -327,6 +327,8 @@ class Run:
     def emit(self, stream: str, record: Mapping[str, Any]) -> None:
         """Write a record to the run folder and show it."""
         self.journal.write(stream, record)
+        for log, missing in self.journal.take_lost().items():
+            self.emit("events", {"event": "log_lost", "log": log, "bytes": missing})
         self.parts.listener(stream, record)
 
     # --- state -------------------------------------------------------------------------------------------------------

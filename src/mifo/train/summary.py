@@ -130,6 +130,8 @@ def export_model(run: Run) -> None:
     except SafetensorError as error:  # what the library makes of a full disk
         raise OSError(str(error)) from error
     run.parts.chat.tokenizer.save_pretrained(staging)
+    for weights in staging.glob("*.safetensors"):  # the library's are for their owner alone
+        weights.chmod((staging / "config.json").stat().st_mode)
     sync_files(staging)
     if folder.is_dir():
         shutil.rmtree(folder)

@@ -136,6 +136,10 @@ WRONG = [
     ("2", "1.9999999"),
     (r"(0,9) \cup (9,36)", "(0,36)"),
     ("x^2 + 4", "x^2+4=0"),
+    (r"10\text{ am}", r"10\text{ pm}"),
+    (r"50\text{ cents}", r"50\text{ dollars}"),
+    (r"2\text{ north}", r"2\text{ south}"),
+    (r"3\text{ left}", r"3\text{ right}"),
 ]
 # (gold, answer, the right verdict, what is given instead)
 KNOWN_LIMITS = [
@@ -147,6 +151,15 @@ KNOWN_LIMITS = [
     (r"1, 2, \ldots, n", r"1, 3, 5, \ldots, 2n-1", "wrong", "error"),
     (r"1:2:3:\ldots", r"1:4:9:\ldots", "wrong", "error"),
     (r"\{1\}", "1", "wrong", "correct"),
+    (r"5\text{ apples}", r"5\text{ oranges}", "wrong", "correct"),
+    (r"\$50", r"50\text{ cents}", "wrong", "correct"),
+    (r"90^\circ", r"90\text{ radians}", "wrong", "correct"),
+    ("1010_2", "1010", "wrong", "correct"),
+    ("a", "A", "wrong", "correct"),
+    ("1,2", "(1,2)", "wrong", "correct"),
+    ("6:30", "1/5", "wrong", "correct"),
+    ("5", r"5\%", "wrong", "correct"),
+    ("i^2", "-1", "correct", "wrong"),
 ]
 
 

@@ -94,8 +94,8 @@ def test_missing_verdicts_are_an_error(verdicts):
         FailureWatch(max_share=1.0, window=4).see(answers(2), verdicts)
 
 
-@pytest.mark.parametrize("reward", [float("nan"), float("inf"), -float("inf"), None])
-def test_a_reward_that_is_no_finite_number_is_an_error(reward):
-    check_rewards([1.0, 0.0, -3], "p1")
+@pytest.mark.parametrize("reward", [None, "1", [1.0]])
+def test_a_reward_that_is_no_number_is_an_error(reward):
+    check_rewards([1.0, 0, -3, float("nan")], "p1")  # NaN skips a step, with the rollout named
     with pytest.raises(RewardError, match="problem 'p1'"):
         check_rewards([1.0, reward], "p1")
