@@ -141,9 +141,8 @@ def contents(folder: Path) -> dict[str, str]:
     found["state"] = _hash({name: value for name, value in state.items() if name not in SESSION})
     for stream in ("metrics", "samples", "events", "evaluations"):
         log = folder / f"{stream}.jsonl"
-        if not log.exists():  # a run without held-out problems evaluates nothing
-            continue
-        records = [json.loads(line) for line in log.read_text().splitlines()]
+        text = log.read_text() if log.exists() else ""  # a run without held-out problems evaluates nothing
+        records = [json.loads(line) for line in text.splitlines()]
         records = [r for r in records if r.get("event") not in ("checkpoint", "resumed", "log_lost")]
         found[stream] = _hash([timeless(record) for record in records])
     return found
