@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NO_FIGURE = (
-    "no figure was drawn: matplotlib is not installed. pip install 'mifo[report]' brings it; JSON and CSV are whole."
+    "no figure was drawn: matplotlib is not installed. pip install matplotlib brings it; JSON and CSV are whole."
 )
 
 

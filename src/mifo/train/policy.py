@@ -147,6 +147,12 @@ class Policy:
     @torch.no_grad()
     def _check_head(self) -> None:
         """The head must be a plain matrix product: some architectures scale or cap their logits."""
+        cap = self.model.config.to_dict().get("final_logit_softcapping")
+        if cap is not None:  # small logits pass the probe below; those of a trained model are bent
+            raise ModelError(
+                f"{type(self.model).__name__} caps its logits (final_logit_softcapping = {cap:g}), which the chunked log-probs "
+                "do not reproduce. Use an architecture with a plain output layer (Llama, Qwen, Mistral)."
+            )
         ids = _probe_ids(self.model)[None]
         output = self.model(input_ids=ids, use_cache=False)
         hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state

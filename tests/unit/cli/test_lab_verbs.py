@@ -153,7 +153,7 @@ def test_without_matplotlib_everything_else_is_written(three, tmp_path, capsys, 
     files(tmp_path, "magnitude", figure=False)
     shown = " ".join(capsys.readouterr().out.split())
     assert NO_FIGURE in shown
-    assert "pip install 'mifo[report]'" in shown
+    assert "pip install matplotlib" in shown
 
 
 @pytest.mark.parametrize(

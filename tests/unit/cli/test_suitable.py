@@ -44,6 +44,13 @@ def test_soft_caps_are_not_packed_away():
     assert Policy(Gemma2ForCausalLM(config)).layout == "padded"
 
 
+def test_capped_logits_are_refused_though_small_ones_hardly_show_it():
+    torch.manual_seed(0)
+    config = Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, max_position_embeddings=64)
+    with pytest.raises(ModelError, match="final_logit_softcapping = 30"):
+        Policy(Gemma2ForCausalLM(config))
+
+
 def test_a_model_that_sees_what_comes_is_refused():
     torch.manual_seed(0)
     model = BertLMHeadModel(BertConfig(**SIZES, max_position_embeddings=64, is_decoder=False))
