@@ -14,24 +14,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mifo.config.decode import decode, encode
+from mifo.config.decode import decode
 from mifo.config.schema import Config
-from mifo.errors import CheckpointError, ConfigError
+from mifo.errors import ConfigError
 from mifo.lab.arena_compare import Budget, Comparison, compare
 from mifo.lab.arena_file import Arena
-from mifo.lab.arena_jobs import Command, Job, Outcome, run_jobs
-from mifo.lab.arena_plan import Entry, PlannedRun, check_fair, final_run, flat, make_entries, tuning_runs
+from mifo.lab.arena_jobs import Command, Job, Outcome, run_jobs, wait_until_free
+from mifo.lab.arena_plan import Entry, PlannedRun, changed_setting, check_fair, final_run, make_entries, tuning_runs
 from mifo.lab.arena_results import MEASURED, SUMMARY, Failure, RunResult, read_run
 from mifo.lab.arena_toml import config_toml
 from mifo.lab.arena_tuning import Choice, Trial, select
 from mifo.train.checkpoint import read_json
 from mifo.train.console import clock
-from mifo.train.folder import MAY_CHANGE_ON_RESUME
 from mifo.train.lock import FolderLock
 from mifo.train.stop import Stop
 
 RUNS, CONFIGS, LOGS = "runs", "configs", "logs"
-LOCK_SECONDS = 60.0  # how long a run of a killed arena may take to save and end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,20 +152,19 @@ class ArenaRun:
         stored = self._folder(run) / "config.json"
         if not stored.is_file():
             return
-        old, new = (flat(encode(config)) for config in (decode(Config, read_json(stored)), run.config))
-        for key in sorted(old.keys() | new.keys()):
-            changes = key.startswith(tuple(place for place in MAY_CHANGE_ON_RESUME if not place.startswith("train.")))
-            if old.get(key) != new.get(key) and not changes and key != "train.threads":
-                raise ConfigError(
-                    f"{stored.parent} was run with {key} = {old.get(key)!r}, and the arena now says {new.get(key)!r}. Choose "
-                    "another --folder, or put the arena back as it was."
-                )
+        found = changed_setting(decode(Config, read_json(stored)), run.config)
+        if found is not None:
+            key, old, new = found
+            raise ConfigError(
+                f"{stored.parent} was run with {key} = {old!r}, and the arena now says {new!r}. Choose another --folder, or put "
+                "the arena back as it was."
+            )
 
     def _job(self, run: PlannedRun) -> Job:
         folder = self._folder(run)
 
         def prepare() -> list[Command]:
-            _wait_until_free(folder)
+            wait_until_free(folder)
             commands: list[Command] = []
             if not (folder / SUMMARY).is_file():
                 resume = ["--resume"] if (folder / "config.json").is_file() else []
@@ -252,14 +249,3 @@ class ArenaRun:
                 *(entry.note for entry in entries if entry.note),
             ],
         )
-
-
-def _wait_until_free(folder: Path) -> None:
-    """Give the run of an arena that was killed the time to save; a folder that stays in use is for the run itself to refuse."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            with FolderLock(folder):
-                return
-        except CheckpointError:
-            time.sleep(0.5)

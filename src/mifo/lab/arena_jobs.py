@@ -12,14 +12,17 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mifo.errors import CheckpointError
+from mifo.train.lock import FolderLock
 from mifo.train.stop import Stop
 
 POLL_SECONDS = 0.1
 SHOWN_OF_A_LINE = 400
+LOCK_SECONDS = 60.0  # how long a run of a killed parent may take to save and end
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 Command = Sequence[str]  # a module of Python and its arguments
@@ -27,12 +30,16 @@ Command = Sequence[str]  # a module of Python and its arguments
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """`prepare` says, when the job's turn comes, which commands are run one after the other; `done` is called after them."""
+    """`prepare` says, when the job's turn comes, which commands are run one after the other; `done` is called after them.
+
+    Where `after` names an earlier job, this one begins once that has ended, and fails where it failed.
+    """
 
     name: str
     log: Path
     prepare: Callable[[], Sequence[Command]]
     done: Callable[[], None]
+    after: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,17 @@ class _Running:
     process: subprocess.Popen[bytes] | None = None
 
 
+def wait_until_free(folder: Path) -> None:
+    """Give a run whose parent was killed the time to save; a folder that stays in use is for the next run itself to refuse."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with FolderLock(folder):
+                return
+        except CheckpointError:
+            time.sleep(0.5)
+
+
 def run_jobs(
     jobs: Sequence[Job], *, at_once: int, threads: int, stop: Stop, ended: Callable[[Outcome], None]
 ) -> list[Outcome]:
@@ -68,25 +86,42 @@ def run_jobs(
     Returns:
         The outcomes of those jobs, in the order in which they ended.
     """
-    waiting, running, outcomes = deque(jobs), list[_Running](), list[Outcome]()
+    waiting, running, outcomes = list(jobs), list[_Running](), list[Outcome]()
     environment = dict(os.environ) | dict.fromkeys(THREAD_VARIABLES, str(threads))
+
+    def note(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        ended(outcome)
+
     try:
         while (waiting or running) and not stop.requested:
-            while waiting and len(running) < at_once:
-                job = waiting.popleft()
-                before = job.log.stat().st_size if job.log.exists() else 0
-                running.append(_Running(job=job, rest=deque(job.prepare()), log_before=before))
+            for outcome in _begin(waiting, running, outcomes, at_once):
+                note(outcome)
             for entry in list(running):
-                outcome = _advance(entry, environment)
-                if outcome is not None:
+                if (ending := _advance(entry, environment)) is not None:
                     running.remove(entry)
-                    outcomes.append(outcome)
-                    ended(outcome)
+                    note(ending)
             if running:
                 time.sleep(POLL_SECONDS)
     finally:
         _end([entry.process for entry in running if entry.process is not None])
     return outcomes
+
+
+def _begin(waiting: list[Job], running: list[_Running], outcomes: Sequence[Outcome], at_once: int) -> Iterator[Outcome]:
+    """Move jobs that may begin from `waiting` to `running`; the outcomes of those that cannot, as what they wait for failed."""
+    failed = {outcome.name for outcome in outcomes if outcome.reason is not None}
+    for job in list(waiting):
+        unfinished = {entry.job.name for entry in running} | {other.name for other in waiting}
+        if len(running) == at_once or job.after in unfinished:
+            continue
+        waiting.remove(job)
+        if job.after in failed:
+            failed.add(job.name)
+            yield Outcome(name=job.name, seconds=0.0, reason=f"{job.after}, which it starts from, failed")
+            continue
+        before = job.log.stat().st_size if job.log.exists() else 0
+        running.append(_Running(job=job, rest=deque(job.prepare()), log_before=before))
 
 
 def _advance(entry: _Running, environment: Mapping[str, str]) -> Outcome | None:

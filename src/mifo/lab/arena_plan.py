@@ -18,6 +18,7 @@ from mifo.config.schema import Config, TrainConfig
 from mifo.errors import ConfigError
 from mifo.lab.arena_file import Arena, BudgetConfig, Contestant
 from mifo.methods import make_method
+from mifo.train.folder import MAY_CHANGE_ON_RESUME
 
 FAIR_TABLES = ("model", "data", "reward", "rollout", "legacy", "evaluation")
 OUT_OF_REACH = 1000  # times the recipe's steps: where FLOPs, tokens or minutes end a run, its steps must not
@@ -175,6 +176,19 @@ def flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         else:
             found[place] = value
     return found
+
+
+def changed_setting(old: Config, new: Config) -> tuple[str, Any, Any] | None:
+    """The first setting with both values in which two configurations are not of the same run; None where they are.
+
+    What decides where a run lives and how it is graded or computed may differ, how long it is may not.
+    """
+    free = tuple(place for place in MAY_CHANGE_ON_RESUME if place == "train.threads" or not place.startswith("train."))
+    before, after = flat(encode(old)), flat(encode(new))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and not key.startswith(free):
+            return key, before.get(key), after.get(key)
+    return None
 
 
 def differing(configs: Mapping[str, Config], tables: Sequence[str] = FAIR_TABLES) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -127,3 +128,15 @@ def test_children_of_a_killed_arena_are_asked_to_end(workshop):
     while len(workshop.notes("a")) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert [n["word"] for n in workshop.notes("a")] == ["start", "saved"]
+
+
+def test_a_job_waits_for_the_one_it_comes_after_and_fails_with_it(workshop):
+    jobs = [workshop.job("first", (0.3, 0)), workshop.job("bad", (0, 1))]
+    jobs += [
+        replace(workshop.job(name, (0, 0)), after=after) for name, after in (("second", "first"), ("never", "bad"))
+    ]
+    outcomes = {outcome.name: outcome.reason for outcome in run(jobs, at_once=4)}
+    assert outcomes["never"] == "bad, which it starts from, failed"
+    assert workshop.notes("never") == []
+    assert outcomes["second"] is None
+    assert workshop.notes("second")[0]["time"] >= workshop.notes("first")[-1]["time"]
