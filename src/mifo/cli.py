@@ -26,6 +26,7 @@ from mifo import __version__
 from mifo.compare_verb import add_compare_verb
 from mifo.errors import ConfigError, MifoError
 from mifo.lab_verbs import add_lab_verbs
+from mifo.paper_verb import add_paper_verb
 from mifo.printable import PrintableFormatter, printable
 
 TRAIN_USAGE = "usage: mifo train RECIPE_OR_TOML [--SECTION.SETTING VALUE ...] [--resume [--no-verify]] [--dry-run]"
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval_arguments(verbs.add_parser("eval", help="measure a model or a finished run on held-out problems"))
     add_lab_verbs(verbs)
     add_compare_verb(verbs)
+    add_paper_verb(verbs)
     verbs.add_parser("recipes", help="list the shipped recipes").set_defaults(run=_recipes)
     verbs.add_parser("methods", help="list the methods").set_defaults(run=_methods)
     return parser

@@ -49,7 +49,7 @@ def measure(folder: Path, *, ood: str | None, problems: int) -> dict[str, Any]:
     set_up_cpu(config.train.threads)
     found: dict[str, Any] = {"movement": _movement(config, folder / "export")}
     if ood is not None:
-        found["ood"] = _verdicts(_for_problems(config, folder / "export", ood, problems))
+        found["ood"] = verdicts(for_problems(config, folder / "export", ood, problems))
     return found
 
 
@@ -86,8 +86,18 @@ def movement(start: Mapping[str, torch.Tensor], export: Path) -> Mapping[str, fl
     return {"l2": math.sqrt(moved), "relative": math.sqrt(moved / norm) if norm else 0.0}
 
 
-def _for_problems(config: Config, export: Path, data: str, problems: int) -> Config:
-    """The run's configuration with its exported model and other problems."""
+def for_problems(config: Config, export: Path, data: str, problems: int) -> Config:
+    """A run's configuration with its exported model and other held-out problems.
+
+    Args:
+        config: of the run.
+        export: its Hugging Face folder.
+        data: the problems, as in data.evaluation.
+        problems: how many of them.
+
+    Raises:
+        ConfigError: the settings do not go together.
+    """
     model = replace(config.model, path=str(export), revision=None, rope_theta=None, context=None)
     changed = replace(config, model=model, data=replace(config.data, evaluation=data, evaluation_problems=problems))
     changed = replace(
@@ -97,7 +107,12 @@ def _for_problems(config: Config, export: Path, data: str, problems: int) -> Con
     return changed
 
 
-def _verdicts(config: Config) -> Mapping[str, float]:
+def verdicts(config: Config) -> Mapping[str, float]:
+    """Share of correct responses to each held-out problem, by the problem's id.
+
+    Raises:
+        MifoError: the model cannot be loaded, or the problems do not fit it.
+    """
     device = pick_device(config.model.device)
     with make_grader(config) as grader:
         chat = make_chat(config, load_tokenizer(config.model))

@@ -198,6 +198,7 @@ def _config(source: Source, settings: SparsifySettings) -> Config:
             evaluation_problems=settings.limit,
             evaluation_split=settings.split or "test",
             families=data.families if settings.data.startswith(EMBEDDED_DATA) else (),
+            levels=data.levels if settings.data.startswith(EMBEDDED_DATA) else None,
             template=template,
             system_prompt=prompt,
         ),

@@ -1,0 +1,141 @@
+"""A finding: which runs it needs, and what they say about its claims."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mifo.errors import CheckpointError
+from mifo.lab.arena_statistics import Estimate, Runs, paired_difference
+from mifo.lab.paper.plan import Plan
+from mifo.lab.paper.verdict import Claim, Verdict, over_seeds, overall, ratio_over_seeds
+from mifo.lab.trials import Trial, TrialResult
+from mifo.train.storage import Storage, replace_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """The finished runs of a finding, by their names without the seed.
+
+    Figures of a run that failed are missing for its seed; where a name has no finished run at all, what asks for it gets None
+    or nothing.
+    """
+
+    plan: Plan
+    results: Mapping[str, TrialResult]
+    cache: Path
+    """Folder of measurements that take long: they are made once."""
+
+    def runs(self, name: str) -> dict[int, TrialResult]:
+        """By seed."""
+        named = {seed: self.results.get(f"{name}-seed{seed}") for seed in self.plan.seeds}
+        return {seed: result for seed, result in named.items() if result is not None}
+
+    def scores(self, name: str, label: str = "after") -> Runs:
+        """Verdicts on single problems by seed."""
+        return {seed: result.evaluation(label).by_problem for seed, result in self.runs(name).items()}
+
+    def accuracy(self, name: str, label: str = "after") -> dict[int, float]:
+        """Share of held-out problems solved, by seed."""
+        return {seed: result.evaluation(label).accuracy for seed, result in self.runs(name).items()}
+
+    def difference(self, name: str, other: str, label: str = "after", other_label: str = "after") -> Estimate | None:
+        """Accuracy of one less that of another, paired by seed and problem; None without runs of both."""
+        mine, theirs = self.scores(name, label), self.scores(other, other_label)
+        return paired_difference(mine, theirs) if mine and theirs else None
+
+    def each(self, name: str, figure: Callable[[TrialResult], float | None]) -> dict[int, float]:
+        """A figure of every run of a name, where it has one."""
+        found = {seed: figure(result) for seed, result in self.runs(name).items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def export(self, name: str, seed: int) -> str:
+        """The model that a run ended with.
+
+        Raises:
+            CheckpointError: it was not kept.
+        """
+        result = self.results[f"{name}-seed{seed}"]
+        if result.export is None:
+            raise CheckpointError(f"{result.folder} has no export any more. Remove the folder to train it again.")
+        return str(result.export)
+
+    def once(self, key: str, measure: Callable[[], Any]) -> Any:
+        """A measurement as plain data: made now, or read where it was made before."""
+        path = self.cache / f"{key}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        found = measure()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(Storage(), path, json.dumps(found).encode("utf-8"))
+        return found
+
+
+def both(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, tuple[float, float]]:
+    """The two figures of each seed that has both."""
+    return {seed: (first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())}
+
+
+def difference_over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
+    """Mean of first − second, paired by seed."""
+    return over_seeds({seed: a - b for seed, (a, b) in both(first, second).items()})
+
+
+def ratio(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
+    """Geometric mean of first / second, paired by seed; seeds where one is zero are left out."""
+    return ratio_over_seeds({seed: a / b for seed, (a, b) in both(first, second).items() if a > 0 and b > 0})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One row of the page.
+
+    Attributes:
+        name: as --only has it.
+        source: paper and table or figure; S0 MIFO, S2 corrected SFT-then-RL, S3 rejuvenation, S4 non-decoupling.
+        claim: what the paper says, in a sentence.
+        setting: what stands for the paper's experiment here, in a sentence.
+        trials: the runs it needs.
+        judge: claims from the finished runs.
+        in_arena: methods of an arena whose runs can stand for those needed, by the names used here; empty: none can.
+    """
+
+    name: str
+    source: str
+    claim: str
+    setting: str
+    trials: Callable[[Plan], Sequence[Trial]]
+    judge: Callable[[Evidence], Sequence[Claim]]
+    in_arena: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A finding with what was found: `runs` stand behind it, which spent `flops` and `seconds` in all."""
+
+    finding: Finding
+    claims: tuple[Claim, ...]
+    notes: tuple[str, ...]
+    runs: int
+    flops: float
+    seconds: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Over all its claims."""
+        return overall(self.claims)
+
+
+def no_reward(evidence: Evidence, names: Sequence[str]) -> list[str]:
+    """Notes on runs whose RL had nothing to learn from: all answers wrong, or all right."""
+    notes = []
+    for name in names:
+        shares = evidence.each(name, lambda run: run.rewarded)
+        for share, how in ((0.0, "wrong"), (1.0, "right")):
+            seeds = [str(seed) for seed, value in shares.items() if value == share]
+            if seeds:
+                notes.append(f"{name}: all rollouts were {how} (seed {', '.join(seeds)}), so RL learned nothing")
+    return notes

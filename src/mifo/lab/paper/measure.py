@@ -1,0 +1,168 @@
+"""Measurements of exported models that findings share; each is made once and kept as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from mifo.config.schema import Config
+from mifo.data.chat import TemplateName
+from mifo.lab.arena_measure import for_problems, verdicts
+from mifo.lab.magnitude import magnitude
+from mifo.lab.paper.finding import Evidence
+from mifo.lab.samples import make_policy, token_scores
+from mifo.lab.sparsify import SparsifySettings, sparsify
+from mifo.train.build import make_chat
+from mifo.train.corpus import read_corpus
+from mifo.train.device import set_up_cpu
+from mifo.train.model import load_model, load_tokenizer
+from mifo.types import Sequence as TokenSequence
+from mifo.types import Verdict
+
+Norms = Mapping[str, float]
+"""‖Δ‖₂ of "total" and of "layer N" for every layer."""
+
+
+def norms(evidence: Evidence, seed: int, before: str, after: str) -> Norms:
+    """How far the weights moved between the ends of two runs.
+
+    Args:
+        evidence: holds both.
+        seed: of both.
+        before: the run that ends with θ_0; "shipped" is the model as it ships.
+        after: the run that ends with θ_T.
+    """
+
+    def measure() -> Norms:
+        found = magnitude(_begin(evidence, before, seed), evidence.export(after, seed), largest=1)
+        return {"total": found.total().norm} | {f"layer {group.layer}": group.norm for group in found.layers()}
+
+    return cast(Norms, evidence.once(f"norms-{before}-{after}-seed{seed}", measure))
+
+
+def _begin(evidence: Evidence, name: str, seed: int) -> str:
+    if name == "shipped":
+        return str(evidence.plan.base["model"]["path"])
+    return evidence.export(name, seed)
+
+
+def total_norms(evidence: Evidence, before: str, after: str) -> dict[int, float]:
+    """Of the whole model, by seed, for seeds that have the runs."""
+    seeds = evidence.runs(after).keys() & (evidence.runs(before).keys() if before != "shipped" else evidence.plan.seeds)
+    return {seed: norms(evidence, seed, before, after)["total"] for seed in sorted(seeds)}
+
+
+def smallest_layer_ratio(evidence: Evidence, before: str, larger: str, smaller: str) -> dict[int, float]:
+    """By seed, the least ratio over layers of what moved in one run to what moved in another from the same start."""
+    found = {}
+    for seed in sorted(evidence.runs(larger).keys() & evidence.runs(smaller).keys()):
+        more, less = norms(evidence, seed, before, larger), norms(evidence, seed, before, smaller)
+        ratios = [more[key] / less[key] for key in more if key != "total" and less[key] > 0]
+        if ratios:
+            found[seed] = min(ratios)
+    return found
+
+
+def demonstrations(evidence: Evidence, name: str, part: str) -> dict[str, dict[int, float]]:
+    """How a model reads demonstrations, teacher-forced: mean "loss" and mean token "entropy", in nats, by seed.
+
+    Args:
+        evidence: holds the run.
+        name: of the run; "shipped" is the model as it ships.
+        part: split of the embedded problems: train, validation or test.
+    """
+    found: dict[str, dict[int, float]] = {"loss": {}, "entropy": {}}
+    configs = {seed: result.config for seed, result in evidence.runs(name).items()}
+    if name == "shipped":
+        configs = {seed: result.config for seed, result in evidence.runs("start").items()}
+    for seed, config in configs.items():
+        model = config.model if name == "shipped" else replace(config.model, path=evidence.export(name, seed))
+        own = replace(config, model=model)
+        read = evidence.once(
+            f"demonstrations-{part}-{name}-seed{seed}", lambda own=own: _read_demonstrations(own, part, evidence)
+        )
+        for figure, value in read.items():
+            found[figure][seed] = value
+    return found
+
+
+def _read_demonstrations(config: Config, part: str, evidence: Evidence) -> dict[str, float]:
+    set_up_cpu(config.train.threads)
+    data = replace(
+        config.data,
+        train=f"embedded:{part}",
+        train_problems=min(evidence.plan.tier.pairs, evidence.plan.available(part)),
+        evaluation="none",
+        verify_demonstrations=False,
+    )
+    config = replace(config, data=data)
+    chat = make_chat(config, load_tokenizer(config.model))
+    corpus = read_corpus(config, chat, lambda rows: [Verdict.CORRECT] * len(rows), needs_demonstrations=True)
+    pairs = [
+        TokenSequence(
+            problem_id=problem.id,
+            prompt_ids=corpus.encoded[problem.id].prompt_ids,
+            response_ids=corpus.encoded[problem.id].demonstration_ids or (),
+            weights={},
+        )
+        for problem in corpus.train
+    ]
+    model = load_model(config.model, seed=config.train.seed).requires_grad_(False).eval()
+    scores = token_scores(make_policy(model), pairs)
+    return {
+        "loss": -float(torch.cat([logp_T for logp_T, _ in scores]).double().mean()),
+        "entropy": float(torch.cat([entropy_T for _, entropy_T in scores]).double().mean()),
+    }
+
+
+def pruning_drop(evidence: Evidence, seed: int, before: str, after: str) -> dict[str, float]:
+    """Accuracy lost when a random share of a run's change is taken back, by the share as text; means over masks."""
+    tier = evidence.plan.tier
+
+    def measure() -> dict[str, float]:
+        data = evidence.results[f"{after}-seed{seed}"].config.data
+        settings = SparsifySettings(
+            rates=tier.rates,
+            masks=tier.masks,
+            seed=seed,
+            data=data.evaluation,
+            limit=data.evaluation_problems,
+            max_tokens=tier.max_tokens,
+            template=data.template,
+            system_prompt=data.system_prompt,
+        )
+        folder = str(evidence.results[f"{after}-seed{seed}"].folder)
+        curve = {rate: mean for rate, mean, _, _ in _curve(evidence.export(before, seed), folder, settings)}
+        return {f"{rate:g}": curve[0.0] - curve[rate] for rate in tier.rates}
+
+    return cast("dict[str, float]", evidence.once(f"pruning-{before}-{after}-seed{seed}", measure))
+
+
+def _curve(start: str, run: str, settings: SparsifySettings) -> Sequence[tuple[float, float, float, float]]:
+    found = sparsify(start, [run], settings)
+    return found.curve(found.scores[0].model)
+
+
+def solved_with_template(evidence: Evidence, name: str, template: TemplateName) -> dict[int, Mapping[str, float]]:
+    """Verdicts on held-out problems by seed and problem when another template makes the prompts."""
+    found = {}
+    for seed, result in evidence.runs(name).items():
+
+        def measure(seed: int = seed, config: Config = result.config) -> Mapping[str, float]:
+            set_up_cpu(config.train.threads)
+            data = config.data
+            own = for_problems(
+                config,
+                Path(evidence.export(name, seed)),
+                data.evaluation,
+                data.evaluation_problems or evidence.plan.tier.problems,
+            )
+            prompt = data.system_prompt if template == "tokenizer" else None
+            return dict(verdicts(replace(own, data=replace(own.data, template=template, system_prompt=prompt))))
+
+        found[seed] = cast("Mapping[str, float]", evidence.once(f"template-{template}-{name}-seed{seed}", measure))
+    return found

@@ -1,0 +1,150 @@
+"""The runs of findings: whole configurations from a tier, shared between findings by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from mifo.config.decode import decode
+from mifo.config.load import merge, read_recipe
+from mifo.config.schema import Config
+from mifo.data import tasks
+from mifo.errors import ConfigError
+from mifo.lab.paper.tier import Tier
+from mifo.lab.trials import Trial
+
+Tables = Mapping[str, Any]
+LATER_SEED = 1000  # what a run that begins from another adds to its seed, so that its data come in another order
+PLAIN = {"every_steps": "none", "every_flops": "none", "around_sft": False, "meter_problems": "none"}
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """Makes the trials of one tier; asked twice for the same one it gives the same object.
+
+    Attributes:
+        tier: the sizes.
+        ood: problems of other kinds on which exports are measured; None where the model cannot spell them.
+    """
+
+    tier: Tier
+    made: dict[str, Trial] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.base = merge(read_recipe(self.tier.recipe).tables, self.tier.settings)
+
+    @property
+    def seeds(self) -> range:
+        """Of every finding."""
+        return range(self.tier.seeds)
+
+    def trial(
+        self,
+        name: str,
+        seed: int,
+        method: Tables,
+        *,
+        after: Trial | None = None,
+        steps: int | None = None,
+        flops: float | None = None,
+        keep: bool = False,
+        **tables: Tables,
+    ) -> Trial:
+        """One run of one seed.
+
+        Args:
+            name: without the seed; the same name must always stand for the same settings.
+            seed: of the finding; a later stage of it draws other data.
+            method: the whole [method] table.
+            after: the trial whose model it begins from.
+            steps: train.steps; or
+            flops: until so many are spent.
+            keep: keep the export for a measurement.
+            tables: other tables, on top of the recipe's.
+
+        Raises:
+            ConfigError: the settings are wrong, or the name stands for another run already.
+        """
+        full = f"{name}-seed{seed}"
+        length = {"steps": steps, "minutes": None, "max_flops": None}
+        if steps is None:
+            length = {"steps": 1_000_000, "minutes": None, "max_flops": flops}
+        config = merge({**self.base, "method": method}, {"train": {**length, "seed": self._seed(seed, after)}})
+        config = merge(config, {"evaluation": {k: None if v == "none" else v for k, v in PLAIN.items()}})
+        config = merge(config, {"data": {"evaluation_problems": self.tier.problems}, "run": {"samples_per_step": 0}})
+        trial = Trial(name=full, config=decode(Config, merge(config, dict(tables))), after=after, keep_export=keep)
+        known = self.made.setdefault(full, trial)
+        if known != trial:
+            raise ConfigError(f"two findings mean different runs by '{full}'. Rename one.")
+        return known
+
+    @staticmethod
+    def _seed(seed: int, after: Trial | None) -> int:
+        depth = 0
+        while after is not None:
+            after, depth = after.after, depth + 1
+        return seed + LATER_SEED * depth
+
+    # --- methods -----------------------------------------------------------------------------------------------------
+
+    @property
+    def rl(self) -> dict[str, Any]:
+        """[method.rl] of every method: the recipe's, with the tier's number of questions."""
+        return dict(merge(self.base["method"]["rl"], {"prompts_per_step": self.tier.prompts}))
+
+    def mifo(self, **over: Any) -> dict[str, Any]:
+        """MIFO with the paper's ρ, k and α; ablations and variants by their settings."""
+        table = {
+            "name": "mifo",
+            "buffer_size": self.tier.buffer,
+            "sft_batch_size": self.tier.batch,
+            "token_fraction": 0.2,
+            "freeze_top": 0.5,
+            "rl": self.rl,
+        }
+        return dict(merge(table, over))
+
+    def grpo(self, **rl: Any) -> dict[str, Any]:
+        """RL alone."""
+        return {"name": "grpo", "rl": {**self.rl, **rl}}
+
+    def sft(self, **over: Any) -> dict[str, Any]:
+        """SFT alone."""
+        return {"name": "sft", "batch_size": self.tier.batch, **over}
+
+    def other(self, name: str, **over: Any) -> dict[str, Any]:
+        """A method that mixes both, by its name: luffy, srft, relift, sft_rl."""
+        rl = self.rl
+        tables: dict[str, dict[str, Any]] = {
+            "luffy": {"rl": rl},
+            "srft": {key: rl[key] for key in ("prompts_per_step", "rollouts_per_prompt", "updates_per_step")},
+            "relift": {"rl": rl, "buffer_size": self.tier.batch},
+            "sft_rl": {"rl": rl, "sft_batch_size": self.tier.batch, "sft_steps": self.tier.start_updates},
+        }
+        return dict(merge({"name": name, **tables[name]}, over))
+
+    # --- runs that several findings share ----------------------------------------------------------------------------
+
+    def start(self, seed: int) -> Trial:
+        """The model as it ships, made able by a little SFT."""
+        return self.trial("start", seed, self.sft(), steps=self.tier.start_updates, keep=True)
+
+    def rl_phase(self, seed: int) -> Trial:
+        """RL from the start."""
+        return self.trial("rl", seed, self.grpo(), after=self.start(seed), steps=self.tier.rl_steps, keep=True)
+
+    def sft_like_rl(self, seed: int, name: str = "sft", **over: Any) -> Trial:
+        """SFT from the start with RL's rate, as many updates as RL, and as many problems in each."""
+        rate = self.base["rl_optimizer"]["learning_rate"]
+        method = self.sft(batch_size=self.tier.prompts, **over)
+        optimizer = {"learning_rate": rate}
+        return self.trial(
+            name, seed, method, after=self.start(seed), steps=self.tier.rl_steps, keep=True, sft_optimizer=optimizer
+        )
+
+    def available(self, part: str) -> int:
+        """How many embedded problems a split has for the recipe's families and levels."""
+        data = self.base["data"]
+        families = tuple(data.get("families", ())) or None
+        return tasks.available(cast(tasks.Split, part), families=families, max_level=data.get("levels"))

@@ -1,0 +1,260 @@
+"""The suite: finding by finding, run what is not finished, measure, judge, and keep the judgement.
+
+FOLDER/runs, configs, logs      the runs, shared between findings (lab.trials)
+FOLDER/measures/KEY.json        measurements of exported models
+FOLDER/findings/NAME.json       what was found; a finding that is there whole is not run again
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mifo.config.decode import encode
+from mifo.errors import ConfigError
+from mifo.lab.arena_results import SUMMARY
+from mifo.lab.arena_statistics import Estimate
+from mifo.lab.paper import baselines_paper, coupling_paper, mifo_paper, plasticity_paper
+from mifo.lab.paper.finding import Evidence, Finding, Judged, no_reward
+from mifo.lab.paper.plan import Plan
+from mifo.lab.paper.tier import Tier
+from mifo.lab.paper.verdict import Claim
+from mifo.lab.trials import EXPORT, RUNS, Trial, TrialResult, read_trial, run_trials
+from mifo.train.checkpoint import read_json
+from mifo.train.stop import Stop
+from mifo.train.storage import Storage, replace_file
+
+FINDINGS: tuple[Finding, ...] = (
+    *mifo_paper.FINDINGS,
+    *baselines_paper.FINDINGS,
+    *plasticity_paper.FINDINGS,
+    *coupling_paper.FINDINGS,
+)
+JUDGED, MEASURES = "findings", "measures"
+FAR_FROM_BUDGET = 0.25  # share beyond which a run's FLOPs are noted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a suite is run on this machine; none of it changes what is found.
+
+    `arena` is the folder of a finished arena whose runs stand for those of findings that allow it.
+    """
+
+    folder: Path
+    jobs: int
+    threads: int
+    arena: Path | None = None
+
+
+def chosen(names: Sequence[str] | None) -> list[Finding]:
+    """The findings of these names, in their order; all where none are named.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    known = {finding.name: finding for finding in FINDINGS}
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ConfigError(f"--only: '{unknown[0]}' is no finding. They are: {', '.join(known)}.")
+    return [finding for finding in FINDINGS if not names or finding.name in names]
+
+
+def run_suite(
+    tier: Tier, findings: Sequence[Finding], options: Options, *, stop: Stop, say: Callable[[str], None]
+) -> list[Judged] | None:
+    """Put findings to the test.
+
+    Args:
+        tier: how much is trained.
+        findings: in the order in which they are run.
+        options: where, and how many at a time.
+        stop: when asked, runs under way save; the same call goes on from there.
+        say: hears of every run and finding.
+
+    Returns:
+        What was found, in the same order; None where `stop` was asked before the end.
+
+    Raises:
+        ConfigError: the folder holds other runs of these names, or the arena has not the runs.
+        CheckpointError: the folder is in use or cannot be written to.
+    """
+    plan, judged = Plan(tier=tier), list[Judged]()
+    for place, finding in enumerate(findings, start=1):
+        say(f"{place} of {len(findings)}: {finding.name} ({finding.source})")
+        found = _Work(plan=plan, finding=finding, options=options, stop=stop, say=say).execute()
+        if found is None:
+            return None
+        say(f"  {finding.name}: {found.verdict}")
+        judged.append(found)
+        _drop_exports(options.folder, plan, finding, findings[place:])
+    return judged
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """One finding of one suite."""
+
+    plan: Plan
+    finding: Finding
+    options: Options
+    stop: Stop
+    say: Callable[[str], None]
+
+    def execute(self) -> Judged | None:
+        """From its record, or from its runs."""
+        use_arena = self.options.arena is not None and bool(self.finding.in_arena)
+        trials = [] if use_arena else list(self.finding.trials(self.plan))
+        key = self._key(trials)
+        stored = self._stored(key)
+        if stored is not None:
+            return stored
+        failures: tuple[str, ...] = ()
+        if use_arena:
+            results = self._arena_results()
+        else:
+            done = run_trials(
+                trials,
+                self.options.folder,
+                jobs=self.options.jobs,
+                threads=self.options.threads,
+                stop=self.stop,
+                say=lambda line: self.say(f"  {line}"),
+            )
+            if done.stopped:
+                return None
+            results = done.results
+            failures = tuple(f"{failure.name} failed: {failure.reason}" for failure in done.failures)
+        return self._judge(results, failures, key)
+
+    def _judge(self, results: Mapping[str, TrialResult], failures: tuple[str, ...], key: str) -> Judged:
+        evidence = Evidence(plan=self.plan, results=results, cache=self.options.folder / MEASURES)
+        names = sorted({name.rpartition("-seed")[0] for name in results})
+        judged = Judged(
+            finding=self.finding,
+            claims=tuple(self.finding.judge(evidence)),
+            notes=(*failures, *no_reward(evidence, names), *_far_from_budget(results)),
+            runs=len(results),
+            flops=sum(result.summary["flops"] for result in results.values()),
+            seconds=sum(result.summary["seconds"] for result in results.values()),
+        )
+        if not failures:
+            _write(self._record, _plain(judged) | {"key": key})
+        return judged
+
+    @property
+    def _record(self) -> Path:
+        return self.options.folder / JUDGED / f"{self.finding.name}.json"
+
+    def _key(self, trials: Sequence[Trial]) -> str:
+        """A hash of all that the finding's runs are, so that a record of others is not taken for theirs."""
+        runs = {trial.name: encode(trial.config) for trial in trials}
+        content = json.dumps([encode_tier(self.plan.tier), runs, str(self.options.arena if not trials else "")])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _stored(self, key: str) -> Judged | None:
+        if not self._record.is_file():
+            return None
+        record = read_json(self._record)
+        return _from_plain(self.finding, record) if record.get("key") == key else None
+
+    def _arena_results(self) -> dict[str, TrialResult]:
+        """Finished runs of the arena under the names used here.
+
+        Raises:
+            ConfigError: it has none of a method.
+        """
+        assert self.options.arena is not None
+        found = {}
+        for name, entry in self.finding.in_arena.items():
+            folders = {seed: self.options.arena / RUNS / f"{entry}-seed{seed}" for seed in self.plan.seeds}
+            finished = {seed: folder for seed, folder in folders.items() if (folder / SUMMARY).is_file()}
+            if not finished:
+                raise ConfigError(
+                    f"--arena = '{self.options.arena}' has no finished run of {entry} (seeds {list(self.plan.seeds)}), which "
+                    f"{self.finding.name} needs. Finish the arena, or leave --arena out."
+                )
+            found |= {f"{name}-seed{seed}": read_trial(folder) for seed, folder in finished.items()}
+        return found
+
+
+def encode_tier(tier: Tier) -> dict[str, Any]:
+    """A tier as plain data."""
+    return asdict(tier)
+
+
+def _far_from_budget(results: Mapping[str, TrialResult]) -> list[str]:
+    notes = []
+    for name, result in results.items():
+        budget, spent = result.config.train.max_flops, result.summary["flops"]
+        if budget is not None and abs(spent / budget - 1.0) > FAR_FROM_BUDGET:
+            notes.append(f"{name} spent {spent:.2g} FLOPs, {100 * (spent / budget - 1.0):+.0f} % of its budget")
+    return notes
+
+
+def _drop_exports(folder: Path, plan: Plan, done: Finding, later: Sequence[Finding]) -> None:
+    """Exports are as large as the model; those that no later finding of this call needs go."""
+    needed = {name for finding in later for trial in finding.trials(plan) for name in _with_parents(trial)}
+    for trial in done.trials(plan):
+        for name in _with_parents(trial) - needed:
+            shutil.rmtree(folder / RUNS / name / EXPORT, ignore_errors=True)
+
+
+def _with_parents(trial: Trial) -> set[str]:
+    names = {trial.name}
+    while trial.after is not None:
+        trial = trial.after
+        names.add(trial.name)
+    return names
+
+
+# --- as plain data -----------------------------------------------------------------------------------------------------
+
+
+def _plain(judged: Judged) -> dict[str, Any]:
+    return {
+        "finding": judged.finding.name,
+        "verdict": judged.verdict,
+        "claims": [asdict(claim) | {"verdict": claim.verdict} for claim in judged.claims],
+        "notes": list(judged.notes),
+        "runs": judged.runs,
+        "flops": judged.flops,
+        "seconds": judged.seconds,
+    }
+
+
+def _from_plain(finding: Finding, record: Mapping[str, Any]) -> Judged:
+    claims = []
+    for stored in record["claims"]:
+        fields = {key: value for key, value in stored.items() if key != "verdict"}
+        measured = fields.pop("measured")
+        claims.append(Claim(**fields, measured=None if measured is None else Estimate(**measured)))
+    return Judged(
+        finding=finding,
+        claims=tuple(claims),
+        notes=tuple(record["notes"]),
+        runs=record["runs"],
+        flops=record["flops"],
+        seconds=record["seconds"],
+    )
+
+
+def suite_record(tier: Tier, judged: Sequence[Judged]) -> dict[str, Any]:
+    """Everything of a suite, for paper.json."""
+    return {
+        "tier": encode_tier(tier),
+        "findings": [
+            {"source": j.finding.source, "claim": j.finding.claim, "setting": j.finding.setting, **_plain(j)}
+            for j in judged
+        ],
+    }
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(Storage(), path, json.dumps(record, indent=1).encode("utf-8"))

@@ -1,0 +1,147 @@
+"""The page of `mifo paper`: for each finding what the paper claims, what was measured here, and the verdict."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mifo.lab.paper.finding import Judged
+from mifo.lab.paper.tier import Tier
+from mifo.lab.paper.verdict import Claim
+from mifo.printable import printable
+from mifo.train.console import clock
+
+SHARES = ("points",)
+VERDICTS = ("reproduces", "does not", "cannot be told")
+STYLES = {"reproduces": "green", "does not": "red", "cannot be told": "dim"}
+RULE = (
+    "A claim says on which side of a bound a figure lies. It reproduces where the 95 % interval lies on that side, does not "
+    "where it lies on the other, and cannot be told at this scale otherwise. A finding reproduces where all its claims do "
+    "and does not where one of them does not. Intervals are over seeds and, for accuracies, over problems; of this many "
+    "claims about one in twenty is decided by chance."
+)
+
+
+def figure(claim: Claim) -> str:
+    """What was measured, with its interval; shares in points."""
+    found = claim.measured
+    if found is None:
+        return claim.why_not or "not measured"
+    if claim.unit in SHARES:
+        value, low, high = (100 * end for end in (found.value, found.low, found.high))
+        return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
+
+
+def expected(claim: Claim) -> str:
+    """What the interval is held against."""
+    scale, unit = (100.0, " points") if claim.unit in SHARES else (1.0, "")
+    if claim.side == "within":
+        return f"within ±{scale * claim.margin:g}{unit}"
+    return f"{'>' if claim.side == 'above' else '<'} {scale * claim.bound:g}{unit}"
+
+
+def page(tier: Tier, judged: Sequence[Judged], machine: str) -> str:
+    """The page as Markdown.
+
+    Args:
+        tier: that was run.
+        judged: the findings.
+        machine: versions and hardware, in a line.
+    """
+    lines = ["# Findings of the papers, put to the test", "", f"Tier {tier.name}: {tier.description}.", "", machine, ""]
+    counts = Counter(j.verdict for j in judged)
+    lines += [
+        f"{len(judged)} findings: " + ", ".join(f"{counts[verdict]} {_said(verdict)}" for verdict in VERDICTS) + ".",
+        "",
+        RULE,
+        "",
+        "| finding | of | verdict | claims that reproduce / do not / cannot be told |",
+        "| --- | --- | --- | --- |",
+    ]
+    for j in judged:
+        own = Counter(claim.verdict for claim in j.claims)
+        numbers = " / ".join(str(own[verdict]) for verdict in VERDICTS)
+        lines.append(f"| [{j.finding.name}](#{j.finding.name}) | {j.finding.source} | {_said(j.verdict)} | {numbers} |")
+    for j in judged:
+        lines += ["", *_section(j)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(judged: Judged) -> Iterator[str]:
+    finding = judged.finding
+    yield f"## {finding.name}"
+    yield ""
+    yield f"{finding.source}: {finding.claim}"
+    yield ""
+    yield f"Here: {finding.setting} {judged.runs} runs, {judged.flops:.2g} FLOPs, {clock(judged.seconds)} of training in all."
+    yield ""
+    yield "| claim | paper | here | reproduces where | verdict |"
+    yield "| --- | --- | --- | --- | --- |"
+    for claim in judged.claims:
+        yield f"| {claim.text} | {claim.paper} | {figure(claim)} | {expected(claim)} | {_said(claim.verdict)} |"
+    if judged.notes:
+        yield ""
+    for note in judged.notes:
+        yield f"- {printable(note)}"
+
+
+def _said(verdict: str) -> str:
+    return {"does not": "does not reproduce", "cannot be told": "cannot be told at this scale"}.get(verdict, verdict)
+
+
+def claims_csv(judged: Sequence[Judged]) -> str:
+    """One row a claim."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(_row(judged[0], judged[0].claims[0])) if judged else [], lineterminator="\n")
+    writer.writeheader()
+    for j in judged:
+        for claim in j.claims:
+            writer.writerow(_row(j, claim))
+    return text.getvalue()
+
+
+def _row(judged: Judged, claim: Claim) -> dict[str, Any]:
+    found = claim.measured
+    return {
+        "finding": judged.finding.name,
+        "source": judged.finding.source,
+        "claim": claim.text,
+        "paper": claim.paper,
+        "unit": claim.unit,
+        "side": claim.side,
+        "bound": claim.bound,
+        "margin": claim.margin,
+        "value": None if found is None else found.value,
+        "low": None if found is None else found.low,
+        "high": None if found is None else found.high,
+        "seeds": None if found is None else found.seeds,
+        "verdict": claim.verdict,
+    }
+
+
+def print_findings(console: Console, judged: Sequence[Judged]) -> None:
+    """A row a claim in the terminal."""
+    table = Table(title="Findings", title_justify="left", show_lines=False)
+    for column in ("finding", "claim", "here", "reproduces where", "verdict"):
+        table.add_column(column, overflow="fold", no_wrap=column == "finding")
+    for j in judged:
+        for place, claim in enumerate(j.claims):
+            table.add_row(
+                j.finding.name if place == 0 else "",
+                claim.text,
+                figure(claim),
+                expected(claim),
+                _said(claim.verdict),
+                style=STYLES[claim.verdict],
+                end_section=place == len(j.claims) - 1,
+            )
+    console.print(table)
+    counts = Counter(j.verdict for j in judged)
+    console.print(", ".join(f"{counts[verdict]} {_said(verdict)}" for verdict in VERDICTS))
