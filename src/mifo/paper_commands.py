@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ def paper_command(known: argparse.Namespace) -> int:
         _list(console, tier, findings)
         return 0
     options = _options(known)
+    logging.getLogger("mifo").setLevel(logging.WARNING)  # measurements would name the engine of every pruned model
     stop = Stop()
     with stopping_on_signals(stop):
         judged = run_suite(tier, findings, options, stop=stop, say=console.print)

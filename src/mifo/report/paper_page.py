@@ -13,12 +13,12 @@ from rich.table import Table
 
 from mifo.lab.paper.finding import Judged
 from mifo.lab.paper.tier import Tier
-from mifo.lab.paper.verdict import Claim
+from mifo.lab.paper.verdict import Claim, Verdict
 from mifo.printable import printable
 from mifo.train.console import clock
 
 SHARES = ("points",)
-VERDICTS = ("reproduces", "does not", "cannot be told")
+VERDICTS: tuple[Verdict, ...] = ("reproduces", "does not", "cannot be told")
 STYLES = {"reproduces": "green", "does not": "red", "cannot be told": "dim"}
 RULE = (
     "A claim says on which side of a bound a figure lies. It reproduces where the 95 % interval lies on that side, does not "
@@ -92,7 +92,7 @@ def _section(judged: Judged) -> Iterator[str]:
         yield f"- {printable(note)}"
 
 
-def _said(verdict: str) -> str:
+def _said(verdict: Verdict) -> str:
     return {"does not": "does not reproduce", "cannot be told": "cannot be told at this scale"}.get(verdict, verdict)
 
 

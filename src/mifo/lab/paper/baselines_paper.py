@@ -49,7 +49,7 @@ def _short_trials(plan: Plan, seed: int) -> list[Trial]:
         plan.grpo(),
         after=plan.start(seed),
         steps=max(1, plan.tier.rl_steps // SHORTER),
-        rl_optimizer={"learning_rate": rate},
+        tables={"rl_optimizer": {"learning_rate": rate}},
     )
     return [plan.rl_phase(seed), short]
 

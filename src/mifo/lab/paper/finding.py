@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mifo.errors import CheckpointError
-from mifo.lab.arena_statistics import Estimate, Runs, paired_difference
+from mifo.lab.arena_statistics import Estimate, Runs, interval, paired_difference, score_table, shared_problems
 from mifo.lab.paper.plan import Plan
 from mifo.lab.paper.verdict import Claim, Verdict, over_seeds, overall, ratio_over_seeds
 from mifo.lab.trials import Trial, TrialResult
@@ -46,6 +48,23 @@ class Evidence:
         """Accuracy of one less that of another, paired by seed and problem; None without runs of both."""
         mine, theirs = self.scores(name, label), self.scores(other, other_label)
         return paired_difference(mine, theirs) if mine and theirs else None
+
+    def contrast(self, weights: Mapping[tuple[str, str], float]) -> Estimate | None:
+        """Weighted sum of accuracies, such as a difference of differences, paired by seed and problem.
+
+        Args:
+            weights: by run and label of its measurement, ("rl", "after").
+
+        Returns:
+            With the interval over seeds and problems; None where a run is missing in every seed.
+        """
+        scores = {key: self.scores(*key) for key in weights}
+        seeds = sorted(set.intersection(*(set(by_seed) for by_seed in scores.values())))
+        if not seeds:
+            return None
+        problems = shared_problems([{seed: by_seed[seed] for seed in seeds} for by_seed in scores.values()])
+        table = sum(weight * score_table(scores[key], seeds, problems) for key, weight in weights.items())
+        return interval(np.asarray(table))
 
     def each(self, name: str, figure: Callable[[TrialResult], float | None]) -> dict[int, float]:
         """A figure of every run of a name, where it has one."""

@@ -82,9 +82,11 @@ def demonstrations(evidence: Evidence, name: str, part: str) -> dict[str, dict[i
     for seed, config in configs.items():
         model = config.model if name == "shipped" else replace(config.model, path=evidence.export(name, seed))
         own = replace(config, model=model)
-        read = evidence.once(
-            f"demonstrations-{part}-{name}-seed{seed}", lambda own=own: _read_demonstrations(own, part, evidence)
-        )
+
+        def measure(own: Config = own) -> dict[str, float]:
+            return _read_demonstrations(own, part, evidence)
+
+        read = evidence.once(f"demonstrations-{part}-{name}-seed{seed}", measure)
         for figure, value in read.items():
             found[figure][seed] = value
     return found
@@ -111,7 +113,8 @@ def _read_demonstrations(config: Config, part: str, evidence: Evidence) -> dict[
         )
         for problem in corpus.train
     ]
-    model = load_model(config.model, seed=config.train.seed).requires_grad_(False).eval()
+    model = load_model(config.model, seed=config.train.seed)
+    model.requires_grad_(False).eval()
     scores = token_scores(make_policy(model), pairs)
     return {
         "loss": -float(torch.cat([logp_T for logp_T, _ in scores]).double().mean()),

@@ -7,26 +7,23 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from mifo.config.decode import decode
-from mifo.config.load import merge, read_recipe
+from mifo.config.load import read_recipe
 from mifo.config.schema import Config
+from mifo.config.stages import merge
 from mifo.data import tasks
 from mifo.errors import ConfigError
 from mifo.lab.paper.tier import Tier
 from mifo.lab.trials import Trial
 
 Tables = Mapping[str, Any]
+UNBOUNDED = 1_000_000  # steps of a run that FLOPs end
 LATER_SEED = 1000  # what a run that begins from another adds to its seed, so that its data come in another order
-PLAIN = {"every_steps": "none", "every_flops": "none", "around_sft": False, "meter_problems": "none"}
+PLAIN = {"every_steps": None, "every_flops": None, "around_sft": False, "meter_problems": None}
 
 
 @dataclass(kw_only=True)
 class Plan:
-    """Makes the trials of one tier; asked twice for the same one it gives the same object.
-
-    Attributes:
-        tier: the sizes.
-        ood: problems of other kinds on which exports are measured; None where the model cannot spell them.
-    """
+    """Makes the trials of one tier; asked twice for the same one it gives the same object."""
 
     tier: Tier
     made: dict[str, Trial] = field(default_factory=dict)
@@ -49,7 +46,7 @@ class Plan:
         steps: int | None = None,
         flops: float | None = None,
         keep: bool = False,
-        **tables: Tables,
+        tables: Tables | None = None,
     ) -> Trial:
         """One run of one seed.
 
@@ -67,13 +64,11 @@ class Plan:
             ConfigError: the settings are wrong, or the name stands for another run already.
         """
         full = f"{name}-seed{seed}"
-        length = {"steps": steps, "minutes": None, "max_flops": None}
-        if steps is None:
-            length = {"steps": 1_000_000, "minutes": None, "max_flops": flops}
+        length = {"steps": steps or UNBOUNDED, "minutes": None, "max_flops": flops}
         config = merge({**self.base, "method": method}, {"train": {**length, "seed": self._seed(seed, after)}})
-        config = merge(config, {"evaluation": {k: None if v == "none" else v for k, v in PLAIN.items()}})
+        config = merge(config, {"evaluation": PLAIN})
         config = merge(config, {"data": {"evaluation_problems": self.tier.problems}, "run": {"samples_per_step": 0}})
-        trial = Trial(name=full, config=decode(Config, merge(config, dict(tables))), after=after, keep_export=keep)
+        trial = Trial(name=full, config=decode(Config, merge(config, tables or {})), after=after, keep_export=keep)
         known = self.made.setdefault(full, trial)
         if known != trial:
             raise ConfigError(f"two findings mean different runs by '{full}'. Rename one.")
@@ -140,7 +135,13 @@ class Plan:
         method = self.sft(batch_size=self.tier.prompts, **over)
         optimizer = {"learning_rate": rate}
         return self.trial(
-            name, seed, method, after=self.start(seed), steps=self.tier.rl_steps, keep=True, sft_optimizer=optimizer
+            name,
+            seed,
+            method,
+            after=self.start(seed),
+            steps=self.tier.rl_steps,
+            keep=True,
+            tables={"sft_optimizer": optimizer},
         )
 
     def available(self, part: str) -> int:

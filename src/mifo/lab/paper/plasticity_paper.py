@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mifo.lab.paper.finding import Evidence, Finding, difference_over_seeds, ratio
+from mifo.lab.paper.finding import Evidence, Finding, ratio
 from mifo.lab.paper.measure import demonstrations, total_norms
 from mifo.lab.paper.mifo_paper import accuracy_claim, per_seed
 from mifo.lab.paper.plan import Plan, Tables
@@ -24,7 +24,7 @@ def sft_for(plan: Plan, stage: str, seed: int, name: str | None = None, **over: 
         plan.sft(**over),
         steps=max(1, epochs * tier.few_demonstrations // tier.batch),
         keep=True,
-        data={"train_problems": tier.few_demonstrations},
+        tables={"data": {"train_problems": tier.few_demonstrations}},
     )
 
 
@@ -83,9 +83,11 @@ def _gradient_norm(run: TrialResult) -> float | None:
 def _gain(evidence: Evidence) -> Iterator[Claim]:
     moved = {stage: total_norms(evidence, stage, f"{stage}-rl") for stage in ("mod", "over")}
     gradient = {stage: evidence.each(f"{stage}-rl", _gradient_norm) for stage in ("mod", "over")}
-    gains = {
-        stage: evidence.each(f"{stage}-rl", lambda run: run.after.accuracy - run.before.accuracy)
-        for stage in ("mod", "over")
+    gained = {
+        ("over-rl", "after"): 1.0,
+        ("over-rl", "before"): -1.0,
+        ("mod-rl", "after"): -1.0,
+        ("mod-rl", "before"): 1.0,
     }
     yield Claim(
         text="RL's gradients are larger from overSFT than from modSFT",
@@ -116,7 +118,7 @@ def _gain(evidence: Evidence) -> Iterator[Claim]:
         paper="+4.9 against +7.9 points",
         unit="points",
         side="below",
-        measured=difference_over_seeds(gains["over"], gains["mod"]),
+        measured=evidence.contrast(gained),
     )
     yield accuracy_claim(evidence, "and ends lower", "-2.1 points", "over-rl", "mod-rl", "below")
 

@@ -24,7 +24,8 @@ from mifo.lab.paper.finding import Evidence, Finding, Judged, no_reward
 from mifo.lab.paper.plan import Plan
 from mifo.lab.paper.tier import Tier
 from mifo.lab.paper.verdict import Claim
-from mifo.lab.trials import EXPORT, RUNS, Trial, TrialResult, read_trial, run_trials
+from mifo.lab.trial_results import EXPORT, TrialResult, read_trial
+from mifo.lab.trials import RUNS, Trial, run_trials
 from mifo.train.checkpoint import read_json
 from mifo.train.stop import Stop
 from mifo.train.storage import Storage, replace_file
@@ -115,6 +116,7 @@ class _Work:
         if stored is not None:
             return stored
         failures: tuple[str, ...] = ()
+        results: Mapping[str, TrialResult]
         if use_arena:
             results = self._arena_results()
         else:
@@ -170,7 +172,7 @@ class _Work:
             ConfigError: it has none of a method.
         """
         assert self.options.arena is not None
-        found = {}
+        found: dict[str, TrialResult] = {}
         for name, entry in self.finding.in_arena.items():
             folders = {seed: self.options.arena / RUNS / f"{entry}-seed{seed}" for seed in self.plan.seeds}
             finished = {seed: folder for seed, folder in folders.items() if (folder / SUMMARY).is_file()}

@@ -2,7 +2,8 @@
 
 A claim says on which side of a bound a figure lies: above it, below it, or within ± a margin of it. Its 95 % interval decides:
 wholly on that side the claim reproduces, wholly on the other it does not, and otherwise it cannot be told at this scale.
-One seed says nothing about others, so its claims cannot be told however narrow the interval over problems is.
+One seed says nothing about others, so its claims cannot be told however narrow the interval over problems is; nor can those of
+seeds that all gave the very same figure, whose interval has no width.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Claim:
     def verdict(self) -> Verdict:
         """By the interval, see above."""
         found = self.measured
-        if found is None or found.seeds < 2:
+        if found is None or found.seeds < 2 or found.low == found.high:
             return "cannot be told"
         low, high = found.low - self.bound, found.high - self.bound
         if self.side == "within":
