@@ -1,0 +1,279 @@
+"""Findings: the runs they ask for, and what they make of runs that were made up."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mifo.config.check import check_config
+from mifo.errors import ConfigError
+from mifo.lab.paper import suite
+from mifo.lab.paper.finding import Evidence
+from mifo.lab.paper.measure import demonstrations, norms
+from mifo.lab.paper.plan import LATER_SEED, Plan
+from mifo.lab.paper.suite import FINDINGS, Options, chosen, run_suite
+from mifo.lab.paper.tier import SMALL, SMOKE, TIERS
+from mifo.lab.trial_results import Evaluation, TrialResult
+from mifo.lab.trials import Trials
+from mifo.report.paper_page import claims_csv, page
+from mifo.train.stop import Stop
+
+BY_NAME = {finding.name: finding for finding in FINDINGS}
+PROBLEMS = [f"p{i}" for i in range(40)]
+
+
+def solved(share):
+    """Verdicts on the problems, the first `share` of them right."""
+    return {problem: float(i < share * len(PROBLEMS)) for i, problem in enumerate(PROBLEMS)}
+
+
+def result(plan, name, seed, after, before=0.2, *, length=20.0, gradient=1.0, loss=1.0, flops=None):
+    """A finished run that nobody ran."""
+    config = plan.made[f"{name}-seed{seed}"].config
+    spent = flops if flops is not None else config.train.max_flops or 1.0
+    return TrialResult(
+        name=f"{name}-seed{seed}",
+        folder=Path("nowhere") / f"{name}-seed{seed}",
+        config=config,
+        evaluations=tuple(
+            Evaluation(label=label, step=0, flops=0.0, by_problem=solved(share))
+            for label, share in (("before", before), ("after", after))
+        ),
+        summary={"flops": spent, "seconds": 1.0, "response_length_after": length},
+        ledger={},
+        metrics=({"accuracy": 0.5, "updates": [{"loss": loss, "grad_norm": gradient}]},),
+    )
+
+
+def judged(name, shares, tmp_path, tier=SMALL, **figures):
+    """Claims of a finding where each run ends with `shares[run]`, plus a little for each seed."""
+    plan = Plan(tier=tier)
+    BY_NAME[name].trials(plan)
+    results = {
+        f"{run}-seed{seed}": result(
+            plan,
+            run,
+            seed,
+            share + 0.025 * seed,
+            **{key: by_run[run] for key, by_run in figures.items() if run in by_run},
+        )
+        for run, share in shares.items()
+        for seed in plan.seeds
+    }
+    return list(BY_NAME[name].judge(Evidence(plan=plan, results=results, cache=tmp_path)))
+
+
+@pytest.mark.parametrize("tier", TIERS.values(), ids=TIERS)
+def test_every_run_of_every_finding_is_a_configuration_that_holds(tier):
+    plan = Plan(tier=tier)
+    for finding in FINDINGS:
+        trials = finding.trials(plan)
+        assert len({trial.name for trial in trials}) == len(trials) > 0
+        for seed in plan.seeds:
+            assert any(trial.name.endswith(f"-seed{seed}") for trial in trials), finding.name
+    for trial in plan.made.values():
+        check_config(trial.config)
+        assert (trial.config.train.max_flops is None) == (trial.config.train.steps < 1_000_000)
+
+
+@pytest.mark.parametrize("finding", FINDINGS, ids=lambda f: f.name)
+def test_without_runs_nothing_can_be_told(finding, tmp_path):
+    plan = Plan(tier=SMOKE)
+    claims = list(finding.judge(Evidence(plan=plan, results={}, cache=tmp_path)))
+    assert claims
+    assert all(claim.measured is None and claim.verdict == "cannot be told" for claim in claims)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_later_runs_draw_other_data_and_begin_from_earlier_ones():
+    plan = Plan(tier=SMOKE)
+    later = plan.rl_phase(1)
+    assert later.after is plan.start(1)
+    assert (later.after.config.train.seed, later.config.train.seed) == (1, 1 + LATER_SEED)
+
+
+def test_a_name_stands_for_one_run():
+    plan = Plan(tier=SMOKE)
+    plan.trial("mine", 0, plan.sft(), steps=2)
+    assert plan.trial("mine", 0, plan.sft(), steps=2) is plan.made["mine-seed0"]
+    with pytest.raises(ConfigError, match="'mine-seed0'"):
+        plan.trial("mine", 0, plan.sft(), steps=3)
+
+
+def test_equal_rate_updates_and_problems_of_rl_and_sft():
+    plan = Plan(tier=SMALL)
+    rl, sft = plan.rl_phase(0).config, plan.sft_like_rl(0).config
+    assert rl.train.steps == sft.train.steps
+    assert rl.rl_optimizer.learning_rate == sft.sft_optimizer.learning_rate
+    assert rl.method.rl.prompts_per_step == sft.method.batch_size
+    assert rl.method.rl.updates_per_step == 1
+
+
+def test_forgetting_is_told_from_keeping(tmp_path):
+    kept = {"rl": 0.6, "forget-rl": 0.7, "forget-mifo": 0.65}
+    lost = {f"forget-{name}": 0.2 for name in ("rl_sft", "luffy", "srft", "relift")}
+    claims = judged("forgetting", kept | lost, tmp_path)
+    assert [claim.verdict for claim in claims] == ["reproduces"] * 6
+    assert claims[1].measured.value == pytest.approx(-0.4)
+    claims = judged("forgetting", dict.fromkeys(kept | lost, 0.1) | {"rl": 0.6}, tmp_path)
+    assert {claim.verdict for claim in claims if "keeps" in claim.text} == {"does not"}
+    assert {claim.verdict for claim in claims if "falls" in claim.text} == {"reproduces"}
+
+
+def test_the_ablation_is_judged_by_its_order(tmp_path):
+    paper = {"int": 0.1, "es": 0.35, "pf": 0.4, "mifo": 0.7}
+    assert {claim.verdict for claim in judged("ablation", paper, tmp_path)} == {"reproduces"}
+    reverse = {"int": 0.7, "es": 0.4, "pf": 0.35, "mifo": 0.1}
+    assert {claim.verdict for claim in judged("ablation", reverse, tmp_path)} == {"does not"}
+    assert {claim.verdict for claim in judged("ablation", dict.fromkeys(paper, 0.5), tmp_path)} == {"cannot be told"}
+
+
+def test_a_difference_of_differences(tmp_path):
+    shares = {"rl": 0.8, "rl-drop": 0.3, "sft": 0.6, "sft-drop": 0.5}  # RL loses 50 points, SFT 10
+    more = judged("online-sparsity", shares, tmp_path)[1]
+    assert more.measured.value == pytest.approx(0.4)
+    swapped = {"sft": 0.8, "sft-drop": 0.3, "rl": 0.6, "rl-drop": 0.5}
+    assert judged("online-sparsity", swapped, tmp_path)[1].measured.value == pytest.approx(-0.4)
+
+
+def test_gradients_and_gains_of_over_trained_models(tmp_path, monkeypatch):
+    moved = {"mod-rl": 2.0, "over-rl": 1.0, "over": 10.0, "mod": 4.0}
+    monkeypatch.setattr(
+        "mifo.lab.paper.plasticity_paper.total_norms",
+        lambda evidence, before, after: {seed: moved[after] * (1 + 0.01 * seed) for seed in evidence.plan.seeds},
+    )
+    claims = judged(
+        "plasticity",
+        {"mod-rl": 0.7, "over-rl": 0.3},
+        tmp_path,
+        before={"mod-rl": 0.2, "over-rl": 0.2},
+        gradient={"mod-rl": 1.0, "over-rl": 3.0},
+    )
+    values = [claim.measured.value for claim in claims]
+    assert values == pytest.approx([3.0, 0.5, 0.1, -0.4, -0.4])
+
+
+def test_norms_and_demonstrations_are_measured_once(tmp_path):
+    plan = Plan(tier=SMOKE)
+    plan.start(0)
+    evidence = Evidence(plan=plan, results={}, cache=tmp_path)
+    (tmp_path / "norms-start-rl-seed0.json").write_text(json.dumps({"total": 2.0, "layer 0": 1.0}))
+    assert norms(evidence, 0, "start", "rl")["total"] == 2.0
+    assert demonstrations(evidence, "rl", "validation") == {"loss": {}, "entropy": {}}
+
+
+# --- the suite ---------------------------------------------------------------------------------------------------------
+
+
+class Runner:
+    """Stands for `run_trials`: every run ends well, but those named in `failing`."""
+
+    def __init__(self):
+        self.calls, self.failing, self.stopped = [], (), False
+
+    def __call__(self, trials, folder, **options):
+        self.calls.append([trial.name for trial in trials])
+        plan = Plan(tier=SMOKE)
+        plan.made.update({trial.name: trial for trial in trials})
+        results = {}
+        for trial in trials:
+            name, _, seed = trial.name.rpartition("-seed")
+            if trial.name not in self.failing:
+                results[trial.name] = result(plan, name, int(seed), 0.5)
+        failures = tuple(
+            suite_failure for suite_failure in (type("F", (), {"name": n, "reason": "broke"})() for n in self.failing)
+        )
+        return Trials(results=results, failures=failures, stopped=self.stopped)
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    fake = Runner()
+    monkeypatch.setattr(suite, "run_trials", fake)
+    return fake
+
+
+def run(tmp_path, names, *, tier=SMOKE, arena=None):
+    options = Options(folder=tmp_path, jobs=1, threads=1, arena=arena)
+    return run_suite(tier, chosen(names), options, stop=Stop(), say=lambda line: None)
+
+
+def test_what_was_judged_is_not_run_again_unless_its_runs_are_others(runner, tmp_path):
+    first = run(tmp_path, ["ablation", "length"])
+    assert len(runner.calls) == 2
+    assert run(tmp_path, ["ablation", "length"]) == first
+    assert len(runner.calls) == 2
+    run(tmp_path, ["ablation"], tier=replace(SMOKE, flops=2 * SMOKE.flops))
+    assert len(runner.calls) == 3
+
+
+def test_a_failed_run_is_told_and_tried_again(runner, tmp_path):
+    runner.failing = ("mifo-seed0",)
+    found = run(tmp_path, ["ablation"])[0]
+    assert "mifo-seed0 failed: broke" in found.notes
+    assert found.claims[2].measured.seeds == SMOKE.seeds - 1
+    runner.failing = ()
+    assert not run(tmp_path, ["ablation"])[0].notes
+    assert len(runner.calls) == 2
+
+
+def test_a_stop_keeps_what_was_judged(runner, tmp_path):
+    run(tmp_path, ["short-rl"])
+    runner.stopped = True
+    assert run(tmp_path, ["ablation", "short-rl"]) is None
+    runner.stopped = False
+    assert len(run(tmp_path, ["ablation", "short-rl"])) == 2
+    assert len(runner.calls) == 3
+
+
+def test_exports_go_when_no_later_finding_needs_them(runner, tmp_path):
+    for name in ("start", "rl", "sft"):
+        (tmp_path / "runs" / f"{name}-seed0" / "export").mkdir(parents=True)
+    run(tmp_path, ["short-rl", "ablation"])  # both begin from the start; only the first needs rl's model
+    left = {path.parent.name for path in tmp_path.glob("runs/*/export")}
+    assert left == {"sft-seed0"}  # no finding of this call made it
+
+
+def test_runs_of_an_arena_can_stand_for_those_of_a_finding(runner, tmp_path):
+    arena = tmp_path / "arena"
+    with pytest.raises(ConfigError, match="no finished run of int"):
+        run(tmp_path, ["ablation"], arena=arena)
+    plan = Plan(tier=SMOKE)
+    BY_NAME["ablation"].trials(plan)
+    for name, share in {"int": 0.2, "es": 0.4, "pf": 0.6, "mifo": 0.8}.items():
+        for seed in plan.seeds:
+            _write_run(arena / "runs" / f"{name}-seed{seed}", plan.made[f"{name}-seed{seed}"].config, share)
+    found = run(tmp_path, ["ablation"], arena=arena)[0]
+    assert runner.calls == []
+    assert found.runs == 4 * SMOKE.seeds
+    assert found.claims[0].measured.value == pytest.approx(0.2)
+
+
+def _write_run(folder, config, share):
+    from mifo.config.decode import encode
+
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(encode(config)))
+    (folder / "summary.json").write_text(json.dumps({"flops": 1.0, "seconds": 1.0, "response_length_after": 9.0}))
+    (folder / "ledger.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text("")
+    record = {"label": "after", "step": 1, "flops": 1.0, "problems": solved(share)}
+    (folder / "evaluations.jsonl").write_text(json.dumps(record) + "\n")
+
+
+def test_unknown_findings_are_refused_by_name():
+    with pytest.raises(ConfigError, match="'magnitudes' is no finding"):
+        chosen(["magnitudes"])
+    assert [finding.name for finding in chosen(["ablation", "forgetting"])] == ["forgetting", "ablation"]
+
+
+def test_the_page_shows_claim_paper_figure_and_verdict(runner, tmp_path):
+    found = run(tmp_path, ["ablation"])
+    text = page(SMOKE, found, "one machine.")
+    assert "| both improve on freezing alone | +1.6 points (1.5B), +1.1 (7B) | +0.0 points [" in text
+    assert "1 cannot be told at this scale" in text
+    assert "one machine." in text
+    rows = claims_csv(found).splitlines()
+    assert len(rows) == 5
+    assert rows[1].startswith('ablation,"S0, Table 4"')
