@@ -11,7 +11,16 @@ from mifo.report.paper_page import page
 from mifo.train.stop import Stop
 
 LEAST = replace(
-    SMOKE, seeds=1, start_updates=2, rl_steps=1, prompts=8, batch=4, problems=7, pairs=4, few_demonstrations=8, epochs=(1, 2, 3)
+    SMOKE,
+    seeds=1,
+    start_updates=2,
+    rl_steps=1,
+    prompts=8,
+    batch=4,
+    problems=7,
+    pairs=4,
+    few_demonstrations=8,
+    epochs=(1, 2, 3),
 )
 
 
