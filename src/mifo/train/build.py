@@ -43,6 +43,7 @@ from mifo.train.storage import Storage
 log = logging.getLogger(__name__)
 
 EvaluatorFactory = Callable[[Config, Chat, Grader], Evaluate]
+LearnerFactory = Callable[..., Learner]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +106,12 @@ def build_run(
     resume: bool = False,
     stop: Stop | None = None,
     storage: Storage | None = None,
+    learner_type: LearnerFactory = Learner,
 ) -> Run:
     """Load the model and put a run together in `folder`; resumed from the newest whole checkpoint, if asked, or from its
     beginning where it was killed before it had one.
+
+    `learner_type` is called as `Learner` is; the lab's faulty one is the only other, and no configuration leads to it.
 
     Raises:
         CheckpointError: the folder holds a run and `resume` is false, or `resume` is true and there is nothing to resume
@@ -121,6 +125,7 @@ def build_run(
     run = Run(
         parts=_load_parts(
             prepared,
+            learner_type,
             folder=folder,
             grader=grader,
             evaluate=make_evaluate(config, prepared.chat, grader) if prepared.corpus.evaluation else None,
@@ -151,7 +156,7 @@ def _resumed(run: Run, newest: Path | None, refused: Sequence[str]) -> dict[str,
     }
 
 
-def _load_parts(prepared: Prepared, **others: Any) -> Parts:
+def _load_parts(prepared: Prepared, learner_type: LearnerFactory, **others: Any) -> Parts:
     """The parts that need the model; `others` are passed on."""
     config = prepared.config
     set_up_cpu(config.train.threads)
@@ -161,7 +166,9 @@ def _load_parts(prepared: Prepared, **others: Any) -> Parts:
     check_suitable(model, config, prepared.corpus)
     window = others["stop"].window
     needs_reference = any(method.needs_reference for method in prepared.methods)
-    learner = _make_learner(model, config, device, dtype, with_reference=needs_reference, window=window)
+    learner = _make_learner(
+        model, config, device, dtype, learner_type=learner_type, with_reference=needs_reference, window=window
+    )
     reference_hash = hash_weights(model) if needs_reference else None
     first = config.by_stage[0]
     return Parts(
@@ -196,13 +203,14 @@ def _make_learner(
     device: torch.device,
     dtype: torch.dtype,
     *,
+    learner_type: LearnerFactory,
     with_reference: bool,
     window: Callable[[], AbstractContextManager[None]],
 ) -> Learner:
     policy, reference, train = make_policy(model, config, dtype), None, config.train
     if with_reference:
         reference = make_policy(copy.deepcopy(model).requires_grad_(False), config, dtype)
-    return Learner(
+    return learner_type(
         policy,
         micro_batch_tokens=train.micro_batch_tokens,
         world=current_world(),
