@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mifo.training_probe_verbs import add_bugs
+
 MODEL_HELP = "a Hugging Face folder, a finished run, a checkpoint of a run, or smollm2-135m-instruct (embedded)"
 TEMPLATES = ("tokenizer", "luffy", "qwen", "prime", "none")
 OUT = "probes"
@@ -31,6 +33,7 @@ def add_lab_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_sparsify(probes)
     _add_redundancy(probes)
     _add_coupling(probes)
+    add_bugs(probes)
 
 
 def _add_rejuvenate(parser: argparse.ArgumentParser) -> None:

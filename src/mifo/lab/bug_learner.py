@@ -10,9 +10,10 @@ tokens of micro-batch j of rank k, and N = Σ n_kj.
     means "micro_batch"     1/(W·G) Σ_kj S_kj / n_kj
     means "rank"            1/W Σ_k (Σ_j S_kj) / (Σ_j n_kj)
 
-The learner is the engine's, with these scales in place of `core.reduce`'s and these micro-batches, one after another; forward,
-backward, terms, clipping and the step are untouched. What it reports as its loss is what such a code would log. It is made by
-`lab.bug_run` alone: no recipe, setting, method or variable of the environment leads to it, which a test holds.
+The learner is the engine's, with these scales in place of `core.reduce`'s, and a part of the gradient thrown away; a gradient is
+a sum, so how its passes are cut does not matter. Forward, backward, terms, clipping and the step are untouched. What it reports
+as its loss is what such a code would log. It is made by `lab.bug_run` alone: no recipe, setting, method or variable of the
+environment leads to it, which a test holds.
 """
 
 from __future__ import annotations
@@ -105,14 +106,13 @@ class FaultyLearner(Learner):
         }
 
     def _each_micro_batch(self, update: Update, live: SequenceOf[int], visit: Visit) -> None:
-        """The simulated micro-batches; the gradient of a dropped one is computed, and lost."""
-        for number, piece in enumerate(self.bug.cut(len(update.sequences))):
-            own = [i for i in piece if i in live]
-            if self.bug.survives(number):
-                super()._each_micro_batch(update, own, visit)
-            else:
-                with self._lost():
-                    super()._each_micro_batch(update, own, visit)
+        """The micro-batches whose gradient survives; then the others, whose gradient is computed, and lost."""
+        pieces = self.bug.cut(len(update.sequences))
+        kept = {i for number, piece in enumerate(pieces) if self.bug.survives(number) for i in piece}
+        super()._each_micro_batch(update, [i for i in live if i in kept], visit)
+        if any(i not in kept for i in live):
+            with self._lost():
+                super()._each_micro_batch(update, [i for i in live if i not in kept], visit)
 
     @contextlib.contextmanager
     def _lost(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from mifo.lab.child_run import Swaps, child_parser, train_child
 from mifo.rewards import Grader
 from mifo.train.build import make_chat, verifier
 from mifo.train.corpus import NONE, read_corpus
+from mifo.train.learner import Learner
 from mifo.train.model import load_tokenizer
 from mifo.train.run import Run
 from mifo.train.storage import replace_file
@@ -69,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     bug = Bug(dropped=known.dropped, means=known.means, ranks=known.ranks, micro_batches=known.micro_batches)
 
     def swaps(config: Config) -> Swaps:
-        return Swaps(learner_type=partial(FaultyLearner, bug=bug), measure=_measure)
+        faulty = bug.dropped is not None or bug.means is not None
+        return Swaps(learner_type=partial(FaultyLearner, bug=bug) if faulty else Learner, measure=_measure)
 
     return train_child(known.file, resume=known.resume, make_swaps=swaps)
 
