@@ -46,6 +46,14 @@ _TOLERANCE = Rational(1, 10**35)
 _DECIMAL_TOLERANCE = Rational(1, 10**12)  # decimals arrive as floats
 _POINT = (3, 2, 5, 7, 11, 13)
 ComplexPair: TypeAlias = tuple[Number, Number]
+_WARM = (
+    ("x+1", "1+x"),
+    (r"\frac{1}{2}", r"\frac{\sqrt{2}}{2}"),
+    ("(1,2)", r"\{1,2\}"),
+    (r"x \le 2", r"(-\infty,2]"),
+    ("x^2+2.5x=0", r"2x=\pi"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"),
+)
 _DOTS = ("\\ldots", "\\dots", "\\cdots", "...", "…")
 
 
@@ -79,6 +87,12 @@ def equal(gold: str, parts: list[str]) -> bool:
     except _UnreadableError as error:
         raise UnreadableGoldError(gold) from error
     return all(_equals(reference, part) for part in parts)
+
+
+def warm_up() -> None:
+    """Fills the parser's and the library's caches by comparisons of ours, which processes forked later then share."""
+    for gold, answer in _WARM:
+        equal(gold, [answer])
 
 
 def _equals(reference: Basic | MatrixBase, part: str) -> bool:

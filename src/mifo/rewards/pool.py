@@ -1,11 +1,11 @@
 r"""Comparisons in processes that can be killed: the only place where a model's answer meets a mathematics library.
 
-Each worker is a fresh interpreter (`worker.main`), not a fork and not a re-run of the user's main module, spoken to
-over pipes that never block the parent. The deadline of a comparison is wall-clock time in the parent: a worker past it is
-killed with its process group (TIMEOUT), and another is started at once, so that the next comparison need not wait for
-it. A worker that dies, reports an exception or says anything but one reply to what it was asked gives ERROR. Workers end
-with the pool, with the interpreter, and with a parent that was killed: the kernel ends those that were started in its
-main thread, and their input ends for all.
+Each worker is forked from a fresh interpreter (`template`), not from this process and not from a re-run of the user's main
+module, and spoken to over pipes that never block the parent. The deadline of a comparison is wall-clock time in the
+parent: a worker past it is killed with its process group (TIMEOUT), and another is forked at once, which takes
+milliseconds. A worker that dies, reports an exception or says anything but one reply to what it was asked gives ERROR.
+Workers and template end with the pool, with the interpreter, and with a parent that was killed: the kernel ends those that
+were started in its main thread, and their input ends for all.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ import contextlib
 import logging
 import os
 import selectors
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 
 from mifo.errors import RewardError
 from mifo.rewards.math import Comparison
+from mifo.rewards.template import Template
 from mifo.rewards.wire import pack, unpack
 from mifo.types import Verdict
 
@@ -32,34 +29,15 @@ log = logging.getLogger(__name__)
 
 _START_SECONDS = 120.0
 _START_ATTEMPTS = 3
-# What the kernel may take to free the memory of a killed process before the parent goes on (Popen reaps it later).
-_PATIENCE_SECONDS, _LAST_PATIENCE_SECONDS = 0.2, 5.0
-# -c rather than -m: the current directory is not searched, and the parent's search path is what the worker gets.
-_BOOT = (
-    "import sys; memory, seconds, parent, *sys.path = sys.argv[1:]; from mifo.rewards.worker import main; "
-    "main(memory_mib=int(memory), seconds_per_answer=float(seconds), parent=int(parent))"
-)
-_KEPT_ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PYTHONHOME", "TMPDIR")
 
 
 class _Worker:
     """One process and what it is doing: starting, idle, or on the comparison number `task`."""
 
-    def __init__(self, *, memory_mib: int, seconds_per_answer: float):
-        # The kernel's signal comes when the thread that started a process ends; only the main thread is sure to last.
-        parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
-        kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}  # no token, no secret
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, str(memory_mib), str(seconds_per_answer), str(parent), *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            bufsize=0,
-            env={**kept, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},  # same answer, same steps, same verdict
-            start_new_session=True,  # a process group to kill as a whole; and Ctrl-C is not for it
-        )
-        self.ready = False
+    def __init__(self, template: Template, number: int):
+        self.template, self.number = template, number
+        self.requests, self.replies = template.fork(number)
+        self.pid: int | None = None  # known once it is ready
         self.task: int | None = None
         self.asked = 0
         self.deadline = time.monotonic() + _START_SECONDS
@@ -67,14 +45,8 @@ class _Worker:
         os.set_blocking(self.requests, False)
 
     @property
-    def requests(self) -> int:
-        assert self.process.stdin is not None
-        return self.process.stdin.fileno()
-
-    @property
-    def replies(self) -> int:
-        assert self.process.stdout is not None
-        return self.process.stdout.fileno()
+    def ready(self) -> bool:
+        return self.pid is not None
 
     @property
     def idle(self) -> bool:
@@ -121,32 +93,24 @@ class _Worker:
         except ValueError as error:
             raise EOFError from error
 
-    def last_words(self) -> str:
-        self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - 2000))
-        return self.log.read().decode("utf-8", "replace").strip() or "no message"
-
-    def end(self, patience: float) -> None:
-        """Kills the process and all of its group, also when it is stopped, and waits for it so many seconds."""
-        if self.process.returncode is None:  # not yet waited for, so the number of the group is still its own
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(patience)
+    def end(self) -> None:
+        """Kills the process and all of its group, also when it is stopped; it is gone before another is forked."""
+        self.template.end(self.number, self.pid)
         self.drop()
 
     def drop(self) -> None:
         """Closes this side of the pipes."""
-        for stream in (self.process.stdin, self.process.stdout, self.log):
-            assert stream is not None
-            stream.close()
+        os.close(self.requests)
+        os.close(self.replies)
 
 
 class WorkerPool:
-    """Up to `workers` processes, started when there is work. Not for use by two threads at once.
+    """Up to `workers` processes and the one they are forked from, started when there is work. For one thread at a time.
 
     Args:
-        workers: processes at most.
-        seconds_per_answer: wall-clock deadline of one comparison, not counting a worker's start.
+        workers: processes at most, the template not counted.
+        seconds_per_answer: wall-clock deadline of one comparison, counted from when a worker takes it. A fork is the most it
+            waits for, but for the first comparison, and the first after somebody killed the template: the libraries are loaded.
         memory_mib: address space of a worker.
     """
 
@@ -154,15 +118,17 @@ class WorkerPool:
         self._size = workers
         self._seconds = seconds_per_answer
         self._memory_mib = memory_mib
+        self._template: Template | None = None
         self._workers: list[_Worker] = []
+        self._started = 0
         self._failed_starts = 0
         self._told_unconfined = False
         self._owner = os.getpid()
 
     @property
     def process_ids(self) -> tuple[int, ...]:
-        """The workers alive or not yet found dead."""
-        return tuple(worker.process.pid for worker in self._workers)
+        """The workers that are ready and not yet found dead."""
+        return tuple(worker.pid for worker in self._workers if worker.pid is not None)
 
     def run(self, tasks: Sequence[Comparison]) -> list[Verdict]:
         """Verdicts in the order of the tasks. Raises RewardError when no worker can be started."""
@@ -182,7 +148,13 @@ class WorkerPool:
         """Ends every worker. The pool may be used again; it then starts new ones."""
         self._forget_inherited()
         while self._workers:
-            self._workers.pop().end(_LAST_PATIENCE_SECONDS)
+            self._workers.pop().drop()
+        self._close_template()
+
+    def _close_template(self) -> None:
+        if self._template is not None:
+            self._template.close()
+            self._template = None
 
     def _assign(self, waiting: deque[int], tasks: Sequence[Comparison]) -> None:
         for worker in [w for w in self._workers if w.idle]:
@@ -195,7 +167,12 @@ class WorkerPool:
             self._start()
 
     def _start(self) -> None:
-        self._workers.append(_Worker(memory_mib=self._memory_mib, seconds_per_answer=self._seconds))
+        if self._template is not None and not self._template.alive:
+            self._close_template()
+        if self._template is None:
+            self._template = Template(memory_mib=self._memory_mib, seconds_per_answer=self._seconds)
+        self._started += 1
+        self._workers.append(_Worker(self._template, self._started))
 
     def _wait(self, verdicts: dict[int, Verdict]) -> None:
         """Until a worker says something, takes something, or a deadline passes."""
@@ -218,7 +195,7 @@ class WorkerPool:
 
     def _too_late(self, worker: _Worker, verdicts: dict[int, Verdict]) -> None:
         if worker.task is None:
-            self._start_failed(worker, f"did not start within {_START_SECONDS:.0f} s")
+            self._start_failed(worker, f"did not start within {_START_SECONDS:.0f} s", stuck=True)
         else:
             verdicts[worker.task] = Verdict.TIMEOUT
             self._replace(worker)
@@ -230,7 +207,7 @@ class WorkerPool:
             verdict = None if message is None or task is None else worker.verdict(message)
         except EOFError:
             if task is None:
-                self._start_failed(worker, "ended before it was ready")
+                self._start_failed(worker, "ended before it was ready", stuck=False)
             else:
                 verdicts[task] = Verdict.ERROR
                 self._replace(worker)
@@ -246,15 +223,19 @@ class WorkerPool:
                 self._replace(worker)
 
     def _greet(self, worker: _Worker, message: dict[str, object]) -> None:
-        worker.ready, self._failed_starts = True, 0
+        pid = message["pid"]
+        assert isinstance(pid, int)
+        worker.pid, self._failed_starts = pid, 0
         if message["unconfined"] is not None and not self._told_unconfined:
             self._told_unconfined = True
             log.warning("grading workers run without a filter on system calls: %s", message["unconfined"])
 
-    def _start_failed(self, worker: _Worker, what: str) -> None:
+    def _start_failed(self, worker: _Worker, what: str, *, stuck: bool) -> None:
         self._failed_starts += 1
-        words = worker.last_words()
+        words = worker.template.last_words()
         self._remove(worker)
+        if stuck and worker.template is self._template:
+            self._close_template()
         if self._failed_starts >= _START_ATTEMPTS:
             self._failed_starts = 0
             raise RewardError(
@@ -264,18 +245,19 @@ class WorkerPool:
             )
 
     def _replace(self, worker: _Worker) -> None:
-        """Ends a worker that spoiled a comparison; another loads its libraries while the caller goes on."""
+        """Ends a worker that spoiled a comparison; another is forked while the caller goes on."""
         self._remove(worker)
         self._start()
 
     def _remove(self, worker: _Worker) -> None:
         self._workers.remove(worker)
-        worker.end(_PATIENCE_SECONDS)
+        worker.end()
 
     def _forget_inherited(self) -> None:
         """In a forked child the workers are the parent's: neither spoken to nor killed."""
         if self._owner != os.getpid():
             for worker in self._workers:
-                worker.process.returncode = 0  # keeps Popen from waiting for a process that is not ours
                 worker.drop()
-            self._workers, self._owner = [], os.getpid()
+            if self._template is not None:
+                self._template.forget()
+            self._template, self._workers, self._owner = None, [], os.getpid()

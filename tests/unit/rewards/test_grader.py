@@ -11,7 +11,7 @@ import time
 import pytest
 
 from mifo.errors import RewardError
-from mifo.rewards import Answer, Grader, pool, verify_demonstration
+from mifo.rewards import Answer, Grader, template, verify_demonstration
 from mifo.types import Verdict
 
 LIMIT = 1.0
@@ -213,9 +213,11 @@ def test_a_worker_killed_at_work_is_an_error_and_is_replaced():
 def test_a_worker_killed_between_answers_costs_no_verdict():
     with Grader() as grader:
         assert grader.grade([math("3+x", "x+3")]) == [Verdict.CORRECT]
+        (pid,) = grader._pool.process_ids
         thread = _kill_when_busy(grader, busy=False)
         thread.join()
-        grader._pool._workers[0].process.wait()
+        while alive(pid):
+            time.sleep(0.01)
         assert grader.grade([math("4+x", "x+4")]) == [Verdict.CORRECT]
 
 
@@ -233,8 +235,8 @@ def equal(gold, parts):  # as sympy does, which takes any exception for "cannot 
 
 @pytest.mark.parametrize("bomb", [RAISES, SWALLOWS])
 def test_running_out_of_memory_is_an_error_not_a_wrong_answer(monkeypatch, bomb):
-    plant = f"import mifo.rewards.compare as c; exec({bomb!r}, c.__dict__); from mifo"
-    monkeypatch.setattr(pool, "_BOOT", pool._BOOT.replace("from mifo", plant, 1))
+    plant = f"import mifo.rewards.compare as c; exec({bomb!r}, c.__dict__); c.warm_up = lambda: None; from mifo"
+    monkeypatch.setattr(template, "BOOT", template.BOOT.replace("from mifo", plant, 1))
     with Grader(memory_mib=1024, seconds_per_answer=30.0) as grader:
         assert grader.grade([math("5+x", "x+5"), math("6+x", "x+6")]) == [Verdict.ERROR, Verdict.ERROR]
 

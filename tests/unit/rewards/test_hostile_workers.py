@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from mifo.rewards import pool
+from mifo.errors import RewardError
+from mifo.rewards import template
 from mifo.rewards.math import Comparison
 from mifo.rewards.pool import WorkerPool
 from mifo.types import Verdict
@@ -32,6 +33,7 @@ from mifo.rewards import confine, wire
 fake = types.ModuleType("mifo.rewards.compare")
 sys.modules["mifo.rewards.compare"] = fake
 fake.GENERATORS = frozenset()
+fake.warm_up = lambda: None
 fake.UnreadableGoldError = type("UnreadableGoldError", (Exception,), {})
 REPLIES = 3
 def raw(data):
@@ -111,7 +113,7 @@ def hostile(monkeypatch, tmp_path):
 
     def make(*, confined=True, workers=1):
         plant = PLANT + ("" if confined else UNCONFINED)
-        monkeypatch.setattr(pool, "_BOOT", ORIGINAL.replace("from mifo", f"exec({plant!r}); from mifo", 1))
+        monkeypatch.setattr(template, "BOOT", ORIGINAL.replace("from mifo", f"exec({plant!r}); from mifo", 1))
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         made = WorkerPool(workers=workers, seconds_per_answer=LIMIT, memory_mib=512)
         pools.append(made)
@@ -122,7 +124,7 @@ def hostile(monkeypatch, tmp_path):
         made.close()
 
 
-ORIGINAL = pool._BOOT
+ORIGINAL = template.BOOT
 
 
 def marked(folder):
@@ -166,7 +168,7 @@ def test_a_hostile_worker_costs_one_verdict(hostile, tmp_path, name, record_prop
         assert verdict in (Verdict.ERROR, Verdict.TIMEOUT)
         assert late < SLACK
         assert made.run([GOOD] * 3) == [Verdict.CORRECT] * 3
-        assert len(marked(tmp_path)) <= 1  # the worker alone, none of its children
+        assert len(marked(tmp_path)) <= 2  # the worker and the template it is forked from, none of its children
     made.close()
     assert left_after(tmp_path) == []
     assert not (tmp_path / "planted").exists()
@@ -211,6 +213,71 @@ def test_throughput_recovers(hostile):
     assert rates[1] < 3 * rates[0] + 0.1  # processor time of the parent: it does not depend on who else is running
 
 
+@pytest.mark.parametrize("name", ["exit", "loop"])
+def test_after_any_number_of_hostile_calls_a_call_waits_for_a_fork_alone(hostile, name):
+    """The libraries are not loaded again: the template's process is the same, and no worker starts an interpreter."""
+    made = hostile()
+    made.run([GOOD])
+    process, waited = made._template.process.pid, []
+    for _ in range(4):
+        made.run([Comparison(name, ("x",))])
+        start = time.monotonic()
+        assert made.run([GOOD]) == [Verdict.CORRECT]
+        waited.append(time.monotonic() - start)
+    assert made._template.process.pid == process
+    assert max(waited) < LIMIT + SLACK  # from when it was submitted, not from when a worker took it
+    for _ in range(3):
+        start = time.monotonic()
+        made.run([Comparison("exit", ("x",))] * 10)
+        assert time.monotonic() - start < 10 * (LIMIT + SLACK)
+
+
+def test_loading_the_libraries_again_would_be_seen(hostile, monkeypatch):
+    """What is loaded before the first worker is ready, here slowed to 2 s, is not loaded again for those after it."""
+    made = hostile()
+    monkeypatch.setattr(template, "BOOT", f"import time; time.sleep(2); {template.BOOT}")
+    start = time.monotonic()
+    made.run([GOOD])
+    assert time.monotonic() - start > 2.0
+    start = time.monotonic()
+    assert made.run([Comparison("exit", ("x",)), GOOD]) == [Verdict.ERROR, Verdict.CORRECT]
+    assert time.monotonic() - start < LIMIT + SLACK
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_template_that_is_killed_is_made_again(hostile, tmp_path, number):
+    made = hostile(workers=2)
+    made.run([GOOD] * 2)
+    before = made._template.process.pid
+    os.kill(before, number)
+    if number == signal.SIGKILL:
+        made._template.process.wait()
+        assert left_after(tmp_path) == []  # its workers went with it
+    assert made.run([GOOD] * 4 + [Comparison("exit", ("x",))] + [GOOD] * 2)[:4] == [Verdict.CORRECT] * 4
+    assert (made._template.process.pid == before) == (number == signal.SIGTERM)  # ignored: the parent decides
+    made.close()
+    assert left_after(tmp_path) == []
+
+
+FORKS_ONCE = """
+import os
+forks = [os.fork]
+def fork():
+    if not forks: raise OSError(11, "no room")
+    return forks.pop()()
+os.fork = fork
+"""
+
+
+def test_a_fork_that_fails_is_said(hostile, monkeypatch):
+    made = hostile()
+    monkeypatch.setattr(template, "BOOT", f"exec({FORKS_ONCE!r}); {template.BOOT}")
+    assert made.run([GOOD]) == [Verdict.CORRECT]
+    assert made.run([Comparison("exit", ("x",))]) == [Verdict.ERROR]
+    with pytest.raises(RewardError, match=r"no worker could be forked: .*no room"):
+        made.run([GOOD])
+
+
 def test_an_answer_larger_than_a_pipe_does_not_block_the_parent(hostile):
     made = hostile(confined=False)
     made.run([GOOD])
@@ -228,7 +295,7 @@ def test_workers_killed_at_any_moment_cost_at_most_the_comparison_under_way(host
     def strike():
         while not stop.is_set():
             time.sleep(draw.random() * 0.05)
-            ready = [w.process.pid for w in made._workers if w.ready]
+            ready = made.process_ids
             for pid in ready[:1]:
                 os.kill(pid, draw.choice((signal.SIGKILL, signal.SIGSTOP)))
                 killed.append(pid)
@@ -264,10 +331,10 @@ def test_workers_get_no_secrets(monkeypatch):
 
 ORPHAN = """
 import os, signal, sys, threading
-from mifo.rewards import pool
+from mifo.rewards import pool, template
 from mifo.rewards.math import Comparison
 plant = sys.argv[1]
-pool._BOOT = pool._BOOT.replace("from mifo", f"exec({plant!r}); from mifo", 1)
+template.BOOT = template.BOOT.replace("from mifo", f"exec({plant!r}); from mifo", 1)
 made = pool.WorkerPool(workers=1, seconds_per_answer=600.0, memory_mib=512)
 made.run([Comparison("good", ("x",))])
 print(*made.process_ids, flush=True)
