@@ -37,6 +37,8 @@ class Strike:
     number: int = signal.SIGKILL
     again: float | None = None
     """A second signal so many seconds later."""
+    together: int | None = None
+    """Another signal at the same instant."""
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Victims:
         while True:
             clock = time.monotonic()
             if due is not None and (clock >= due or (now is not None and now.is_set())):
-                os.kill(pid, strike.number)
+                send(pid, strike)
                 if life.struck is None:
                     life.struck, life.struck_at = "+".join(inside) or "between", clock
                     due = None if strike.again is None else clock + strike.again
@@ -122,6 +124,18 @@ class Victims:
             return None
         line, _, self._rest = self._rest.partition(b"\n")
         return line.decode()
+
+
+def send(pid: int, strike: Strike) -> None:
+    """The signal of a strike; two that come together are sent while the process is stopped, so that both are pending."""
+    if strike.together is None:
+        os.kill(pid, strike.number)
+        return
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.001)
+    for number in (strike.number, strike.together, signal.SIGCONT):
+        os.kill(pid, number)
 
 
 def timeless(value):

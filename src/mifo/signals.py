@@ -21,7 +21,8 @@ def stopping_on_signals(stop: Stop) -> Iterator[None]:
     """Within the block the first SIGINT or SIGTERM asks the run to stop.
 
     It also gives both back to the system, so that a second one ends the process whatever it is doing, without a word; the last
-    committed checkpoint then stands. A signal that was ignored when the process started (nohup) stays ignored. Does nothing
+    committed checkpoint then stands. One that came before the first was handled (both at the same instant, or two during one long
+    operation) is a second one too. A signal that was ignored when the process started (nohup) stays ignored. Does nothing
     outside the main thread, where Python allows no handlers.
     """
 
@@ -30,6 +31,9 @@ def stopping_on_signals(stop: Stop) -> Iterator[None]:
             signal.signal(other, signal.SIG_DFL)
         if sys.stdout.isatty():
             os.write(sys.stdout.fileno(), SHOW_CURSOR)  # a second signal leaves no time for it
+        came = [other for other in os.read(arrivals, 4096) if other in handled]
+        if len(came) > 1:  # the interpreter took both, and would drop the other now that it has no handler
+            os.kill(os.getpid(), came[1])
         name = signal.Signals(number).name
         message = f"\nmifo: {name}: saving, then ending; a second signal ends at once\n"
         with contextlib.suppress(OSError):  # nobody may be listening any more
@@ -40,9 +44,25 @@ def stopping_on_signals(stop: Stop) -> Iterator[None]:
         yield
         return
     handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in handled}
+    with _arrivals() as arrivals:
+        before = {number: signal.signal(number, handle) for number in handled}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _arrivals() -> Iterator[int]:
+    """A pipe into which the interpreter puts the number of every signal as it comes, before any handler runs."""
+    arrivals, told = os.pipe()
+    for end in (arrivals, told):
+        os.set_blocking(end, False)
+    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     try:
-        yield
+        yield arrivals
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(arrivals)
+        os.close(told)

@@ -70,6 +70,17 @@ def test_a_second_signal_ends_at_once(victims, recipe, whole, tmp_path):
     assert contents(tmp_path / "run") == contents(whole[0])
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_two_signals_at_the_same_instant_are_two(victims, recipe, tmp_path, number):
+    """The interpreter handles one after the other; the second ends the run as it would a moment later."""
+    other = signal.SIGINT if number == signal.SIGTERM else signal.SIGTERM
+    strike = Strike("rl update", 2, 0.05, number, together=other)
+    life = victims.run(command(recipe, tmp_path), log=tmp_path / "log", strike=strike, slow={"rl update": 2.0})
+    assert life.status in (-number, -other), (tmp_path / "log").read_text()
+    assert life.seconds_to_end < 2.0
+    assert "saving, then ending" not in (tmp_path / "log").read_text()
+
+
 def test_the_second_run_on_a_folder_is_refused_until_the_first_is_gone(victims, recipe, whole, tmp_path, capsys):
     """Also when the first is killed: the lock goes with its holder."""
     lives = []
