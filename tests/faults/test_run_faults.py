@@ -4,9 +4,11 @@ MIFO_FAULT_STRIDE = 1 tries every operation of the run (the default takes some).
 """
 
 import contextlib
+import errno
 import json
 import os
 import resource
+import shutil
 import time
 
 import pytest
@@ -112,6 +114,32 @@ def test_results_that_find_no_room_are_an_error_and_are_written_on_resume(tmp_pa
     assert all(bool((weights[name] == trained[name]).all()) for name in weights)
     assert json.loads((folder / "summary.json").read_text())["steps"] == 3
     assert not (folder / "writing-export").exists()
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_an_event_and_no_error(tmp_path):
+    class Keeping(Storage):
+        def remove_tree(self, path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    run_in(tmp_path / "run", storage=Keeping())
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    told = [event for event in events if event["event"] == "not_removed"]
+    assert told[0]["folder"] == str(tmp_path / "run" / "checkpoints" / "removing-step-000001")
+    assert "Permission denied" in told[0]["reason"]
+    assert len({event["folder"] for event in told}) == len(told)  # once each
+    assert [event["iteration"] for event in events if event["event"] == "checkpoint"][:3] == [1, 2, 3]
+    run_in(tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_without_rights_ends_a_resume_with_an_error(whole, tmp_path):
+    class Forbidden(Storage):
+        def open_to_read(self, path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    shutil.copytree(whole[0], tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"MANIFEST\.json cannot be read: Permission denied"):
+        run_in(tmp_path / "run", storage=Forbidden(), resume=True)
+    assert contents(tmp_path / "run") == contents(whole[0])
 
 
 def test_a_read_only_folder_is_named(tmp_path):

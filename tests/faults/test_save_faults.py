@@ -1,6 +1,7 @@
 """Every operation of a save goes wrong in every way: what was committed stands, and the next save works."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -241,6 +242,91 @@ def test_no_verify_skips_hashes_and_nothing_else(before, tmp_path):
 def test_a_checkpoint_of_other_settings_is_not_this_run(before, tmp_path):
     with pytest.raises(CheckpointError, match=r"no whole checkpoint(.|\n)*other settings"):
         opened(before, settings="t").newest_good(verify=True)
+
+
+class ForbiddingStorage(Storage):
+    """Rights, which bind no superuser: nothing below `path` may be read, and with `removing` nothing of it removed."""
+
+    def __init__(self, path, number=errno.EACCES, *, removing=False):
+        self.path, self.number, self.removing = path, number, removing
+
+    def _check(self, path, wanted):
+        if wanted and (self.path == path or self.path in path.parents):
+            raise OSError(self.number, os.strerror(self.number), str(path))
+
+    def open_to_read(self, path):
+        self._check(path, not self.removing)
+        return super().open_to_read(path)
+
+    def names(self, folder):
+        self._check(folder, not self.removing)
+        return super().names(folder)
+
+    def rename(self, source, target):
+        self._check(source, self.removing)
+        super().rename(source, target)
+
+    def remove_tree(self, path):
+        self._check(path.with_name(path.name.removeprefix("removing-")), self.removing)
+        super().remove_tree(path)
+
+
+@pytest.mark.parametrize("part", ["", "step-000002", "step-000002/MANIFEST.json", "step-000002/rl.safetensors"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EMFILE])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_checkpoint_that_may_not_be_read_is_no_damaged_one(before, tmp_path, part, number, verify):
+    """It may be whole: to take an older one in its place would lose what lies between, in silence."""
+    shutil.copytree(before, tmp_path / "run")
+    place = tmp_path / "run" / "checkpoints" / part
+    with pytest.raises(CheckpointError) as caught:
+        opened(tmp_path / "run", ForbiddingStorage(place, number)).newest_good(verify=verify)
+    message = str(caught.value)
+    assert str(place) in message
+    assert os.strerror(number) in message
+    assert ("chmod" in message) == (number != errno.EMFILE)
+    assert "--resume" in message
+    assert "damaged" not in message
+    assert "step-000001" not in message
+    assert opened(tmp_path / "run").newest_good(verify=verify)[0].name == "step-000002"
+
+
+def test_a_file_that_the_disk_cannot_read_is_damage(before, tmp_path):
+    shutil.copytree(before, tmp_path / "run")
+    place = tmp_path / "run" / "checkpoints" / "step-000002" / "rl.safetensors"
+    path, (reason,) = opened(tmp_path / "run", ForbiddingStorage(place, errno.EIO)).newest_good(verify=True)
+    assert path.name == "step-000001"
+    assert "rl.safetensors cannot be read" in reason
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_an_old_checkpoint_that_cannot_be_removed_is_said_once_and_saves_go_on(before, tmp_path, background):
+    shutil.copytree(before, tmp_path / "run")
+    old = tmp_path / "run" / "checkpoints" / "step-000001"
+    checkpoints = opened(tmp_path / "run", ForbiddingStorage(old, removing=True))
+    writer = CheckpointWriter(checkpoints, background=background)
+    for step in (3, 4):
+        writer.save(step, snapshot(step))
+        writer.wait()
+    assert writer.poll() == [3, 4]
+    assert checkpoints.take_not_removed() == [(old, f"Permission denied ({old})")]
+    assert checkpoints.take_not_removed() == []
+    assert [p.name for p in checkpoints.list()] == ["step-000001", "step-000003", "step-000004"]
+    opened(tmp_path / "run").save(5, snapshot(5))  # once the rights are there again
+    assert [p.name for p in checkpoints.list()] == ["step-000004", "step-000005"]
+
+
+def test_a_checkpoint_half_removed_is_not_in_the_way(before, tmp_path):
+    """Its name is gone, its files are not."""
+    shutil.copytree(before, tmp_path / "run")
+    count = [name for name, _ in operations_of_a_save(before, tmp_path)].index("remove_tree") + 1
+    storage = FaultyStorage("EIO", count)
+    checkpoints = opened(tmp_path / "run", storage)
+    checkpoints.save(3, snapshot(3))
+    ((path, reason),) = checkpoints.take_not_removed()
+    assert path.name == "removing-step-000001"
+    assert reason == "Input/output error"
+    checkpoints.save(4, snapshot(4))
+    assert sorted(p.name for p in path.parent.iterdir()) == ["step-000003", "step-000004"]
 
 
 def test_retention(tmp_path):

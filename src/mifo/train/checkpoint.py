@@ -27,7 +27,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mifo.errors import CheckpointError
-from mifo.train.manifest import CHUNK, MANIFEST, FileEntry, Manifest, check_files, read_manifest
+from mifo.train.manifest import (
+    CHUNK,
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    UnreadableError,
+    check_files,
+    not_read,
+    read_manifest,
+)
 from mifo.train.storage import Storage, write_file
 
 STAGING, LEAVING = "writing-", "removing-"
@@ -86,13 +95,19 @@ class Checkpoints:
         self.folder, self.retention, self.code, self.settings = folder, retention, code, settings
         self.storage = storage
         self._bad: set[Path] = set()
+        self._not_removed: list[tuple[Path, str]] = []
+        self._told: set[Path] = set()
 
     def list(self) -> list[Path]:
         """Committed checkpoints, oldest first; nothing is looked at but their names."""
-        return list_checkpoints(self.folder)
+        return list_checkpoints(self.folder, self.storage)
+
+    def take_not_removed(self) -> list[tuple[Path, str]]:
+        """What saves since the last call should have removed and could not, each once, and why; a save may be under way."""
+        return [self._not_removed.pop(0) for _ in range(len(self._not_removed))]
 
     def save(self, step: int, snapshot: Snapshot) -> Path:
-        """Write and commit a checkpoint, then drop those that need not stay.
+        """Write and commit a checkpoint, then drop those that need not stay; one that cannot be dropped is only noted.
 
         Raises:
             CheckpointError: the system refused an operation; says which, and what still stands.
@@ -102,11 +117,11 @@ class Checkpoints:
             self._make_room()
             self.storage.make_folder(staging)
             final = self._commit(staging, step, snapshot)
-            self._drop_old()
         except OSError as error:
             with contextlib.suppress(OSError):  # frees what a full disk needs; the next save tries again
                 self.storage.remove_tree(staging)
             raise CheckpointError(self._failure(step, error)) from error
+        self._drop_old()
         return final
 
     def _make_room(self) -> None:
@@ -115,7 +130,22 @@ class Checkpoints:
             self.storage.make_folder(missing)
             self.storage.sync_folder(missing.parent)
         for path in [*self.folder.glob(f"{STAGING}*"), *self.folder.glob(f"{LEAVING}*")]:
+            self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """A committed checkpoint loses its name first, so that a crash leaves no half of it under that name."""
+        try:
+            if NAME.fullmatch(path.name):
+                leaving = path.with_name(LEAVING + path.name)
+                self.storage.rename(path, leaving)
+                path = leaving
+                self.storage.sync_folder(self.folder)
             self.storage.remove_tree(path)
+        except OSError as error:  # a committed checkpoint is no less committed for it; the next save tries again
+            if path not in self._told:
+                place = f" ({error.filename})" if error.filename else ""
+                self._not_removed.append((path, f"{error.strerror or error}{place}"))
+            self._told.add(path)
 
     def _commit(self, staging: Path, step: int, snapshot: Snapshot) -> Path:
         files = {}
@@ -150,16 +180,12 @@ class Checkpoints:
         return self.folder / (f"step-{step:06d}.{max(parts) + 1}" if parts else f"step-{step:06d}")
 
     def _drop_old(self) -> None:
-        """A checkpoint that goes loses its name first, so that a crash leaves no half of it under that name."""
         good = [path for path in self.list() if path not in self._bad]
         drop = self.retention.drops(good)
         oldest = _place(good[-self.retention.newest :][0])
         drop += [path for path in self._bad if path.exists() and _place(path) < oldest]
         for path in drop:
-            leaving = path.with_name(LEAVING + path.name)
-            self.storage.rename(path, leaving)
-            self.storage.sync_folder(self.folder)
-            self.storage.remove_tree(leaving)
+            self._remove(path)
 
     def _failure(self, step: int, error: OSError) -> str:
         place = f" ({error.filename})" if error.filename else ""
@@ -177,19 +203,22 @@ class Checkpoints:
             verify: compare the hash of every file; without it only names and sizes are looked at.
 
         Raises:
+            UnreadableError: the system does not let one be read; it may be whole, so it is not passed over.
             CheckpointError: there are some, and none is whole; says what is wrong with each.
         """
         reasons: list[str] = []
         for path in reversed(self.list()):
             try:
-                manifest = read_manifest(path)
-                check_files(path, manifest, hashes=verify)
+                manifest = read_manifest(path, self.storage)
+                check_files(path, manifest, hashes=verify, storage=self.storage)
                 if manifest.step != _place(path)[0]:
                     raise CheckpointError(
                         f"{path}: its manifest is of turn {manifest.step}, so the folder was renamed, or copied from another"
                     )
                 if manifest.settings != self.settings:
                     raise CheckpointError(f"{path}: it was made by a run with other settings")
+            except UnreadableError:
+                raise
             except CheckpointError as error:
                 reasons.append(str(error))
                 self._bad.add(path)
@@ -201,9 +230,19 @@ class Checkpoints:
         raise CheckpointError(f"{self.folder} holds no whole checkpoint. Start another run.{listed}")
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Committed checkpoints below a folder, oldest first; nothing is looked at but their names."""
-    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=_place)
+def list_checkpoints(folder: Path, storage: Storage | None = None) -> list[Path]:
+    """Committed checkpoints below a folder, oldest first; nothing is looked at but their names. None where it is missing.
+
+    Raises:
+        CheckpointError: the system does not let the folder be read.
+    """
+    try:
+        names = (storage or Storage()).names(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise not_read(folder, error) from error
+    return sorted((folder / name for name in names if NAME.fullmatch(name)), key=_place)
 
 
 def _place(path: Path) -> tuple[int, int]:
@@ -267,7 +306,9 @@ def load_checkpoint(path: Path) -> Snapshot:
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise not_read(file, error) from error
+    except SafetensorError as error:
         raise CheckpointError(
             f"{file} is damaged ({error}). Resume without --no-verify to find a whole one."
         ) from error
@@ -281,7 +322,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing. Put it back from a copy, or start again.") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror or error}). Mend that (the rights of the file and its folder, the disk), or "
+            "put it back from a copy."
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}). Put it back from a copy, or start again.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object. Put it back from a copy, or start again.")

@@ -139,6 +139,10 @@ class RunDisplay:
                 )
             place = record["checkpoint"] or "the beginning: there was no checkpoint yet"
             self.console.print(f"resumed from {place}, step {record['step']}", highlight=False, markup=False)
+        elif event == "not_removed":
+            self._alarm(
+                f"{record['folder']} is no longer needed and could not be removed ({record['reason']}); going on"
+            )
         elif event == "log_lost":
             self.console.print(
                 f"{record['log']}.jsonl lacks {record['bytes']:,} bytes that it had; going on without them",

@@ -5,14 +5,16 @@ checkpoint is not there twice, and half a line never stays.
 
 The files are held open. One that is deleted, or replaced by another, while the run goes on is put back whole at the next line.
 Lines that are gone when a run is resumed cannot be made again: the run goes on and says how many bytes are missing.
+Nothing is written through a symbolic link: one that takes a log's place under way is replaced, one that was there is refused.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from mifo.errors import CheckpointError
 from mifo.printable import printable_json
 from mifo.train.storage import Storage, write_all, write_file
 
+BLOCK = 1 << 22
+"""Bytes that are read at once; Linux gives 2 GiB at most."""
 STREAMS = ("metrics", "samples", "events", "evaluations")
 
 
@@ -58,8 +62,7 @@ class Journal:
                 self._sizes[stream] = os.fstat(file).st_size
         except OSError as error:
             raise CheckpointError(
-                f"{path}: a line could not be written ({error.strerror or error}). Mend that (free space, permissions, the "
-                "disk), then continue with --resume."
+                f"{path}: a line could not be written ({error.strerror or error}). {_remedy(error)}, then continue with --resume."
             ) from error
 
     def _open(self, stream: str) -> int:
@@ -76,7 +79,7 @@ class Journal:
         path, lost = self.paths[stream], self._files[stream]
         copy = path.with_name(f".{path.name}.writing")
         copy.unlink(missing_ok=True)
-        write_file(self.storage, copy, [os.pread(lost, os.fstat(lost).st_size, 0)])
+        write_file(self.storage, copy, _blocks(lost, os.fstat(lost).st_size))
         self.storage.rename(copy, path)
         self._files[stream] = self.storage.open_log(path)
         self.storage.close(lost)
@@ -127,13 +130,13 @@ class Journal:
                 try:
                     size = os.fstat(file).st_size
                     wanted = state.get(name, 0)
-                    kept = wanted if size >= wanted else os.pread(file, size, 0).rfind(b"\n") + 1
+                    kept = wanted if size >= wanted else _whole_lines(file, size)
                     self.storage.truncate(file, kept)
                 finally:
                     self.storage.close(file)
             except OSError as error:
                 raise CheckpointError(
-                    f"{path} cannot be opened for writing ({error.strerror or error}). Mend its permissions."
+                    f"{path} cannot be opened for writing ({error.strerror or error}). {_remedy(error)}."
                 ) from error
             if kept < wanted:
                 missing[name] = wanted - kept
@@ -143,9 +146,34 @@ class Journal:
 def _is_at(file: int, path: Path) -> bool:
     """Whether an open file is still the one of that name."""
     try:
-        return os.path.samestat(os.fstat(file), path.stat())
+        return os.path.samestat(os.fstat(file), path.lstat())
     except FileNotFoundError:
         return False
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "It is a symbolic link, and logs are never written through one: put the file itself there, or remove the link"
+    return "Mend that (free space, permissions, the disk)"
+
+
+def _blocks(file: int, size: int, start: int = 0) -> Iterator[bytes]:
+    """The bytes of an open file from `start` to `size`; fewer where it ends before."""
+    while start < size and (block := os.pread(file, min(BLOCK, size - start), start)):
+        yield block
+        start += len(block)
+
+
+def _whole_lines(file: int, size: int) -> int:
+    """How many of the first `size` bytes of an open file are whole lines; looked for from the end."""
+    end = size
+    while end > 0:
+        start = max(0, end - BLOCK)
+        block = b"".join(_blocks(file, end, start))
+        if b"\n" in block:
+            return start + block.rindex(b"\n") + 1
+        end = start
+    return 0
 
 
 def _finite(value: Any) -> Any:

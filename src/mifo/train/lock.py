@@ -53,7 +53,7 @@ class FolderLock:
     def _acquire(self) -> None:
         path = self.folder / LOCK
         while True:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not path.exists() or not os.path.samestat(os.fstat(file), path.stat()):
@@ -93,6 +93,8 @@ class FolderLock:
                 f"{self.folder}: its file system cannot lock files ({error.strerror}). Put run.folder on one that can, or "
                 "take care yourself that no two runs share the folder, with --run.no-lock."
             )
+        if error.errno == errno.ELOOP:
+            return f"{self.folder / LOCK} is a symbolic link, which is never written through. Remove it; it holds no result."
         if error.errno in NOT_WRITABLE:
             return f"{self.folder} cannot be written to ({error.strerror}). Choose another {self.elsewhere}."
         return f"{self.folder} cannot be used ({error.strerror or error}). Choose another {self.elsewhere}."

@@ -178,7 +178,8 @@ def resolve_model_path(path: str) -> str:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(
-                f"model.path = '{path}': the folder has no config.json, so it is not a Hugging Face model."
+                f"model.path = '{path}': config.json is missing. A model folder needs config.json, safetensors weights and the "
+                "tokenizer's files (tokenizer.json, tokenizer_config.json): name such a folder, or copy the missing file into it."
             )
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:

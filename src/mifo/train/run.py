@@ -377,6 +377,8 @@ class Run:
     def _report_saves(self) -> None:
         for iteration in self.saving.writer.poll():
             self.emit("events", {"event": "checkpoint", "step": self.steps, "iteration": iteration})
+        for path, reason in self.parts.checkpoints.take_not_removed():
+            self.emit("events", {"event": "not_removed", "step": self.steps, "folder": str(path), "reason": reason})
 
     def snapshot(self) -> Snapshot:
         """All state of the last mark, by component; the tensors are the live ones."""

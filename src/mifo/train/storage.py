@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 Bytes = bytes | memoryview
 
@@ -27,8 +28,16 @@ class Storage:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def open_log(self, path: Path) -> int:
-        """A file that is read and appended to; made if missing."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        """A file that is read and appended to; made if missing. A link is not followed (ELOOP)."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+
+    def open_to_read(self, path: Path) -> BinaryIO:
+        """A file that is there, to read."""
+        return path.open("rb")
+
+    def names(self, folder: Path) -> list[str]:
+        """What a folder holds."""
+        return os.listdir(folder)
 
     def write(self, file: int, data: Bytes) -> int:
         """Write some of `data`, at least a byte; how many bytes were written."""

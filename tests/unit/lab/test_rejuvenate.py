@@ -208,7 +208,7 @@ def test_folders_that_are_no_models(checkpoints, demonstrations, tmp_path):
     assert "--base = './nowhere' does not exist" in refused("./nowhere", over, out, demonstrations)
     (tmp_path / "empty").mkdir()
     message = refused(base, tmp_path / "empty", out, demonstrations)
-    assert message.startswith(f"--over = '{tmp_path / 'empty'}': the folder has no config.json")
+    assert message.startswith(f"--over = '{tmp_path / 'empty'}': config.json is missing. A model folder needs")
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text("{}")
     assert "neither model.safetensors nor" in refused(tmp_path / "bare", over, out, demonstrations)
