@@ -8,6 +8,8 @@ calling math-verify on the text:
   1/2^98 equals 1/2^99 and 3.1415927 equals pi. Decimals must agree to 1e-12 of
   their size and exact numbers to 1e-35; expressions are checked at one point, each variable at its own prime.
 - Units are not stripped by its word list, which takes the "t" of 2t for one.
+- Variables that differ in case differ (a triangle has sides a and angles A), but for C and c, the constant of integration.
+- i is the imaginary unit where no other variable is on either side: i^2 is -1.
 - Numbers are read here. The library gives their text to sympy, which gives it to `eval`.
 """
 
@@ -18,15 +20,16 @@ import dataclasses
 import logging
 import re
 import typing
+from collections.abc import Callable
 from itertools import cycle
 from typing import TypeAlias
 
 import sympy.physics.units  # noqa: F401 - sympy loads it when it first meets a unit, which takes `eval`
-from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
-from sympy import Basic, Expr, Float, Integer, MatrixBase, Number, Rational, Tuple
+from sympy import Basic, Expr, Float, I, Integer, MatrixBase, Number, Rational, Symbol, Tuple
 from sympy import FiniteSet as SympyFiniteSet
 from sympy.polys import monomials
 
@@ -38,6 +41,8 @@ logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
 )
+_CASE_MATTERS = ConversionConfig(lowercase_symbols=False)
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\_])i(?![A-Za-z_(])")
 _THOUSANDS = re.compile(r"\s*-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?\s*")
 _DIGITS_ONLY = re.compile(r"-?[0-9]+")
 _DECIMAL = re.compile(r"-?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
@@ -82,11 +87,7 @@ class _Parser(_Latex2Sympy):
 
 def equal(gold: str, parts: list[str]) -> bool:
     """Whether every part equals the gold. Raises UnreadableGoldError, and whatever the libraries raise."""
-    try:
-        reference = _parse(gold)
-    except _UnreadableError as error:
-        raise UnreadableGoldError(gold) from error
-    return all(_equals(reference, part) for part in parts)
+    return all(_equals(gold, part) for part in parts)
 
 
 def warm_up() -> None:
@@ -95,25 +96,51 @@ def warm_up() -> None:
         equal(gold, [answer])
 
 
-def _equals(reference: Basic | MatrixBase, part: str) -> bool:
+def _equals(gold: str, part: str) -> bool:
+    imaginary = bool(_IMAGINARY.search(gold) or _IMAGINARY.search(part))
     try:
-        answer = _parse(part)
+        reference = _parse(gold, imaginary)
+    except _UnreadableError as error:
+        raise UnreadableGoldError(gold) from error
+    try:
+        answer = _parse(part, imaginary)
     except _UnreadableError:
+        return False
+    if imaginary:
+        reference, answer = _with_imaginary_unit(reference, answer)
+    if _names(reference) != _names(answer) and _names(reference, str.lower) == _names(answer, str.lower):
         return False
     agreed = verify(reference, answer, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True)
     return agreed and not _differ(reference, answer)
 
 
-def _parse(text: str) -> Basic | MatrixBase:
+def _parse(text: str, imaginary: bool) -> Basic | MatrixBase:
     if any(dots in text for dots in _DOTS):  # the parser drops them: 1,2,...,n would be the list 1, 2, n
         raise _UnreadableError(text)
     latex = normalize_latex(text, _NORMALIZATION)
     try:
-        return _Parser(is_real=not should_treat_as_complex(latex)).parse(latex)
+        real = not (imaginary or should_treat_as_complex(latex))
+        parsed = _Parser(is_real=real, config=_CASE_MATTERS).parse(latex)
     except (MemoryError, RecursionError):
         raise
     except Exception as error:  # the parser raises bare Exception for what it cannot read
         raise _UnreadableError(text) from error
+    names = {symbol.name: symbol for symbol in parsed.free_symbols}
+    if "C" in names and "c" not in names:
+        parsed = parsed.subs(names["C"], Symbol("c", **names["C"].assumptions0))
+    return parsed
+
+
+def _names(expression: Basic | MatrixBase, spell: Callable[[str], str] = str) -> set[str]:
+    return {spell(symbol.name) for symbol in expression.free_symbols}
+
+
+def _with_imaginary_unit(*expressions: Basic | MatrixBase) -> list[Basic | MatrixBase]:
+    """The expressions with i as the imaginary unit, where they are values or lists of values and have no other variable."""
+    plain = all(elements is not None for elements in map(_elements, expressions))
+    if not plain or any(_names(expression) - {"i"} for expression in expressions):
+        return list(expressions)
+    return [expression.subs(dict.fromkeys(expression.free_symbols, I)) for expression in expressions]
 
 
 def _differ(gold: Basic | MatrixBase, answer: Basic | MatrixBase) -> bool:
@@ -127,19 +154,25 @@ def _differ(gold: Basic | MatrixBase, answer: Basic | MatrixBase) -> bool:
 
 def _values(expression: Basic | MatrixBase) -> list[ComplexPair] | None:
     """The values of an expression, or of every element of a matrix, tuple or set; None where one has no value."""
-    if isinstance(expression, MatrixBase):
-        elements = list(expression.flat())
-    elif isinstance(expression, (Tuple, SympyFiniteSet)):
-        elements = list(expression.args)
-    else:
-        elements = [expression]
-    if not all(isinstance(element, Expr) for element in elements):
+    elements = _elements(expression)
+    if elements is None:
         return None
     found = [_value(element) for element in elements]
     values = [value for value in found if value is not None]
     if len(values) < len(found):
         return None
     return sorted(values) if isinstance(expression, SympyFiniteSet) else values
+
+
+def _elements(expression: Basic | MatrixBase) -> list[Expr] | None:
+    """The elements of a matrix, tuple or set, or the expression itself; None where there is anything but expressions."""
+    if isinstance(expression, MatrixBase):
+        elements = list(expression.flat())
+    elif isinstance(expression, (Tuple, SympyFiniteSet)):
+        elements = list(expression.args)
+    else:
+        elements = [expression]
+    return elements if all(isinstance(element, Expr) for element in elements) else None
 
 
 def _value(expression: Expr) -> ComplexPair | None:

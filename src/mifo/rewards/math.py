@@ -8,6 +8,7 @@ and 0.33333333 are not 1/3, and 3.1415927 is not pi.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +16,7 @@ from fractions import Fraction
 from mifo.rewards.choice import letter_of
 from mifo.rewards.numbers import Plain, parse_based, parse_number
 from mifo.rewards.relations import members
-from mifo.rewards.spelling import is_text, normalise
+from mifo.rewards.spelling import EMPTY, is_text, normalise
 from mifo.rewards.units import ratio, split_unit
 from mifo.types import Verdict
 
@@ -23,6 +24,9 @@ MAX_CHARS = 2000
 """Longest gold or answer that is compared; beyond it the verdict is ERROR unless both are the same text."""
 
 _CHOICES = frozenset("ABCDEFGHIJ")
+_EMPTY = frozenset({EMPTY, "no solution", "no solutions", "the empty set", "empty set"})
+_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
+_TIME = re.compile(r"(1?[0-9]|2[0-4]):([0-5][0-9])")
 _CLOCK = re.compile(r"[0-9]{1,9}(?::[0-9]{1,9})+")
 
 
@@ -47,8 +51,12 @@ def decide(gold: str, answer: str) -> Verdict | Comparison:
         return Verdict.CORRECT
     if left in _CHOICES and letter_of(right) == left:  # (C) or C) 5 for C: data sets mix in multiple choice
         return Verdict.CORRECT
+    if EMPTY in (left, right) and {left.lower(), right.lower()} <= _EMPTY:
+        return Verdict.CORRECT
     if is_text(gold) and parse_number(left) is None and len(left) > 1:
         return _compare_words(left, right)
+    if _WORDS.fullmatch(left) and left.lower() == right.lower():  # Monday, no: words where nothing says so
+        return Verdict.CORRECT
     both = members(left, right)
     if both is None:
         return Verdict.WRONG
@@ -88,17 +96,28 @@ def _different_clock(gold: str, answer: str) -> bool:
     return left != right and (0 in left or 0 in right or not proportional)
 
 
+def _time_against_number(gold: str, answer: str) -> bool:
+    """Whether the gold can only be a time (6:30: a ratio would be in lowest terms) and the answer is one number."""
+    time = _TIME.fullmatch(gold)
+    return time is not None and math.gcd(int(time[1]), int(time[2])) > 1 and parse_number(answer) is not None
+
+
 def _decide_parts(gold: str, parts: tuple[str, ...]) -> Verdict | Comparison:
     gold_body, gold_unit = split_unit(gold)
-    open_parts = []
+    open_parts: list[str] = []
     for part in parts:
         if part == gold:
             continue
-        if _set_against_row(gold, part) or _different_clock(gold, part):
-            return Verdict.WRONG
         body, unit = split_unit(part)
         scale = ratio(gold_unit, unit)
-        if scale is None:
+        if (
+            scale is None
+            or _set_against_row(gold, part)
+            or _different_clock(gold, part)
+            or _time_against_number(gold, part)
+        ):
+            return Verdict.WRONG
+        if (gold_unit == "radian" and part.endswith("^\\circ")) or (gold.endswith("^\\circ") and unit == "radian"):
             return Verdict.WRONG
         equal = _same_number(gold_body, body, scale)
         if equal is False:

@@ -40,6 +40,10 @@ _REPLACEMENTS = (
     (re.compile(r"\\sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"\\\$|\$|(?<!\\)\\[()\[\]]"), ""),  # money and mathematics delimiters alike
 )
+EMPTY = "\\emptyset"
+_EMPTY_BRACES = re.compile(r"\\\{\s*\\\}")
+# An amount of money and nothing else: the dollar sign is its unit, where it is not the one that begins mathematics.
+_MONEY = re.compile(r"\s*\$?\s*(-?)\s*\\\$\s*([0-9](?:[0-9.,{}!\\]*[0-9])?)\s*\.?\s*\$?\s*")
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}"
 )
@@ -56,6 +60,8 @@ _SPACES = re.compile(r"\s+")
 def normalise(text: str) -> str:
     r"""One spelling of an answer: `\left( 3, \dfrac{1}{2} \right).` -> `(3,\frac{1}{2})`."""
     text = text.translate(_CHARACTERS)
+    if money := _MONEY.fullmatch(text):
+        text = f"{money[1]}{money[2]}\\text{{ dollars}}"
     if "\\begin" not in text:  # in a matrix \\\\ ends a row; elsewhere before a letter it is a backslash escaped twice
         text = _DOUBLE_BACKSLASH.sub(r"\\", text)
     for pattern, replacement in _REPLACEMENTS:
@@ -65,7 +71,7 @@ def normalise(text: str) -> str:
     text = _SPACES.sub(" ", text).strip()
     if text.startswith("**") and text.endswith("**"):  # Markdown's bold
         text = text[2:-2].strip()
-    text = _NEEDLESS_SPACE.sub("", text)
+    text = _EMPTY_BRACES.sub(EMPTY.replace("\\", "\\\\"), _NEEDLESS_SPACE.sub("", text))
     return _final_stop(unwrap(_final_stop(text)))
 
 
