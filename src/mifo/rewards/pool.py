@@ -168,7 +168,7 @@ class WorkerPool:
 
     def _start(self) -> None:
         if self._template is not None and not self._template.alive:
-            self._close_template()
+            self._close_template()  # its workers died with it, and are found dead one by one
         if self._template is None:
             self._template = Template(memory_mib=self._memory_mib, seconds_per_answer=self._seconds)
         self._started += 1
@@ -185,9 +185,11 @@ class WorkerPool:
             timeout = max(0.0, min(w.deadline for w in active) - time.monotonic())
             events = [(key.data, mask) for key, mask in selector.select(timeout)]
         for worker, mask in events:
+            if worker not in self._workers:  # removed with another one
+                continue
             if mask & selectors.EVENT_READ:
                 self._hear(worker, verdicts)
-            elif worker in self._workers:
+            else:
                 worker.write()  # where nobody reads it, the end of the replies says so
         now = time.monotonic()
         for worker in [w for w in active if w in self._workers and not w.idle and w.deadline <= now]:
@@ -234,8 +236,11 @@ class WorkerPool:
         self._failed_starts += 1
         words = worker.template.last_words()
         self._remove(worker)
-        if stuck and worker.template is self._template:
-            self._close_template()
+        if stuck or worker.template.ended():
+            for other in [w for w in self._workers if w.template is worker.template and not w.ready]:
+                self._remove(other)  # one failure, however many were to be forked
+            if worker.template is self._template:
+                self._close_template()
         if self._failed_starts >= _START_ATTEMPTS:
             self._failed_starts = 0
             raise RewardError(

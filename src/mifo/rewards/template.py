@@ -20,7 +20,7 @@ import threading
 
 COMMAND = struct.Struct(">cI")  # what to do, and the worker's number
 FORK, END = b"f", b"e"
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS, _MOMENT_SECONDS = 5.0, 0.2
 # -c rather than -m: the current directory is not searched, and the parent's search path is what the worker gets.
 BOOT = (
     "import sys; memory, seconds, parent, *sys.path = sys.argv[1:]; from mifo.rewards.worker import main; "
@@ -41,7 +41,7 @@ class Template:
         # The kernel's signal comes when the thread that started a process ends; only the main thread is sure to last.
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
         kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}  # no token, no secret
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._said, self._log = "", tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._control, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
@@ -57,6 +57,12 @@ class Template:
     def alive(self) -> bool:
         """Whether it has not been found dead."""
         return self.process.poll() is None
+
+    def ended(self) -> bool:
+        """Whether it has ended, asked when its pipes have: the system closes them a moment before."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_MOMENT_SECONDS)
+        return not self.alive
 
     def fork(self, number: int) -> tuple[int, int]:
         """Asks for a worker: descriptors to write its requests to and to read its replies from.
@@ -86,11 +92,14 @@ class Template:
 
     def last_words(self) -> str:
         """The end of what it and its workers, before they were ready, had to say."""
+        if self._log.closed:
+            return self._said
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 2000))
         return self._log.read().decode("utf-8", "replace").strip() or "no message"
 
     def close(self) -> None:
         """Ends it and every worker, and waits for that."""
+        self._said = self.last_words()
         self._control.close()  # it kills its workers, waits for them, and leaves
         try:
             self.process.wait(_PATIENCE_SECONDS)

@@ -125,6 +125,8 @@ def export_model(run: Run) -> None:
     folder = run.parts.folder / "export"
     staging = folder.with_name("writing-export")
     shutil.rmtree(staging, ignore_errors=True)
+    if staging.is_symlink():  # nothing is written through one
+        staging.unlink()
     try:
         run.learner.policy.model.save_pretrained(staging)
     except SafetensorError as error:  # what the library makes of a full disk

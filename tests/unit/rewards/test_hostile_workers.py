@@ -259,6 +259,25 @@ def test_a_template_that_is_killed_is_made_again(hostile, tmp_path, number):
     assert left_after(tmp_path) == []
 
 
+def test_a_template_that_dies_while_many_workers_start_is_one_failure(hostile, tmp_path):
+    made = hostile(workers=6)
+    killed = []
+
+    def strike():
+        while not made._template:
+            time.sleep(0.01)
+        killed.append(made._template.process.pid)
+        os.kill(killed[0], signal.SIGKILL)  # while it loads, and six workers wait for it
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    assert made.run([GOOD] * 12) == [Verdict.CORRECT] * 12
+    thread.join()
+    assert made._template.process.pid != killed[0]
+    made.close()
+    assert left_after(tmp_path) == []
+
+
 FORKS_ONCE = """
 import os
 forks = [os.fork]
