@@ -30,6 +30,7 @@ from mifo.report.figures import (
 from mifo.report.output import write_outputs
 from mifo.train.console import Screen
 from mifo.train.device import set_up_cpu
+from mifo.training_probe_verbs import refuse_flags
 
 
 def rejuvenate_command(known: argparse.Namespace) -> int:
@@ -116,9 +117,15 @@ def entropy_command(known: argparse.Namespace) -> int:
 
 def sparsify_command(known: argparse.Namespace) -> int:
     """`mifo probe sparsify`."""
+    if known.start is None or not known.models:
+        raise ConfigError(
+            "sparsify needs START and at least one MODEL trained from it, or --online: mifo probe sparsify --help."
+        )
+    online = dict.fromkeys(("recipe", "steps", "seeds", "jobs", "batch_size", "start_model", "warmup"))
+    refuse_flags(known, "without --online", online)
     screen = _begin()
     settings = SparsifySettings(
-        rates=tuple(known.rates),
+        rates=SparsifySettings().rates if known.rates is None else tuple(known.rates),
         masks=known.masks,
         seed=known.seed,
         data=known.data,

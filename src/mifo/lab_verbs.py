@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mifo.training_probe_verbs import add_bugs
+from mifo.training_probe_verbs import add_bugs, add_forgetting, add_online
 
 MODEL_HELP = "a Hugging Face folder, a finished run, a checkpoint of a run, or smollm2-135m-instruct (embedded)"
 TEMPLATES = ("tokenizer", "luffy", "qwen", "prime", "none")
@@ -34,6 +34,7 @@ def add_lab_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_redundancy(probes)
     _add_coupling(probes)
     add_bugs(probes)
+    add_forgetting(probes)
 
 
 def _add_rejuvenate(parser: argparse.ArgumentParser) -> None:
@@ -104,16 +105,17 @@ def _add_entropy(probes: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_sparsify(probes: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = probes.add_parser("sparsify", help="accuracy after dropping random shares of a change")
-    parser.add_argument("start", metavar="START", help=MODEL_HELP)
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="models trained from it, SFT beside RL")
+    parser = probes.add_parser(
+        "sparsify", help="accuracy after dropping random shares of a change, or of each gradient"
+    )
+    parser.add_argument("start", metavar="START", nargs="?", help=f"{MODEL_HELP}; not with --online")
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="models trained from it, SFT beside RL")
     parser.add_argument(
         "--rates",
         type=float,
         nargs="+",
-        default=[0.1, 0.3, 0.5, 0.7, 0.9],
         metavar="P",
-        help="shares of the change to drop",
+        help="shares of the change to drop (default: 0.1 0.3 0.5 0.7 0.9), or of each gradient with --online (default: 0.5)",
     )
     parser.add_argument("--masks", type=int, default=3, metavar="N", help="random masks for each rate (default: 3)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
@@ -129,6 +131,7 @@ def _add_sparsify(probes: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="longest response (default: 512)")
     _add_template(parser)
     _add_out(parser)
+    add_online(parser)
     parser.set_defaults(run=_sparsify)
 
 
@@ -235,6 +238,10 @@ def _entropy(known: argparse.Namespace) -> int:
 
 
 def _sparsify(known: argparse.Namespace) -> int:
+    if known.online:
+        from mifo.training_probe_commands import sparsify_online_command
+
+        return sparsify_online_command(known)
     from mifo.lab_commands import sparsify_command
 
     return sparsify_command(known)

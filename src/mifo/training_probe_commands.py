@@ -18,15 +18,17 @@ from mifo.errors import ConfigError
 from mifo.lab.arena_statistics import Estimate
 from mifo.lab.bugs import BugRow, Bugs, BugSettings, bugs
 from mifo.lab.findings import Finding
+from mifo.lab.forgetting import OBJECTIVES, Forgetting, ForgettingSettings, forgetting
+from mifo.lab.sparsify_online import OnlineSettings, OnlineSparsification, sparsify_online
 from mifo.lab.training_plan import Workplace
 from mifo.lab.trials import TrialFailure
 from mifo.report.compare_text import percent
 from mifo.report.output import write_outputs
-from mifo.report.training_figures import draw_bugs
+from mifo.report.training_figures import draw_bugs, draw_forgetting, draw_online
 from mifo.signals import EXIT_STOPPED, stopping_on_signals
 from mifo.train.console import Screen
 from mifo.train.stop import Stop
-from mifo.training_probe_verbs import check_steps
+from mifo.training_probe_verbs import ONLINE_RECIPE, ONLINE_SEEDS, check_steps, refuse_flags
 
 EXIT_RUN_FAILED = 2
 MOST_JOBS = 2  # by default: each holds a model with its optimizers in memory
@@ -37,6 +39,9 @@ class Measured(Protocol):
 
     @property
     def findings(self) -> tuple[Finding, ...]: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
     @property
     def failures(self) -> tuple[TrialFailure, ...]: ...
@@ -62,6 +67,73 @@ def bugs_command(known: argparse.Namespace) -> int:
     return _carry_out(known, "bugs", lambda config, place: bugs(config, place, settings), _bugs_table, draw_bugs)
 
 
+def forgetting_command(known: argparse.Namespace) -> int:
+    """`mifo probe forgetting`."""
+    check_steps(known, "steps", "seeds", "jobs", "warmup")
+    settings = ForgettingSettings(
+        objectives=tuple(dict.fromkeys(known.objectives or OBJECTIVES)),
+        seeds=known.seeds,
+        rl_steps=known.rl_steps,
+        steps=known.steps,
+        batch_size=known.batch_size,
+        start=_folder(known.start),
+        warmup=known.warmup or 0,
+    )
+    return _carry_out(
+        known,
+        "forgetting",
+        lambda config, place: forgetting(config, place, settings),
+        _forgetting_table,
+        draw_forgetting,
+    )
+
+
+def sparsify_online_command(known: argparse.Namespace) -> int:
+    """`mifo probe sparsify --online`."""
+    if known.start is not None:
+        raise ConfigError(
+            "START and MODEL have no effect with --online, which trains. Name a model with --start-model."
+        )
+    defaults = {
+        "masks": 3,
+        "seed": 0,
+        "data": "embedded",
+        "split": None,
+        "limit": 200,
+        "samples": 1,
+        "temperature": 0.0,
+    }
+    defaults |= {"max_tokens": 512, "template": None, "system_prompt": None, "device": "auto"}
+    refuse_flags(known, "with --online", defaults)
+    check_steps(known, "steps", "seeds", "jobs", "batch_size", "warmup")
+    known.recipe = known.recipe or ONLINE_RECIPE
+    settings = OnlineSettings(
+        rates=OnlineSettings().rates if known.rates is None else tuple(known.rates),
+        seeds=known.seeds or ONLINE_SEEDS,
+        steps=known.steps,
+        batch_size=known.batch_size or OnlineSettings().batch_size,
+        start=_folder(known.start_model),
+        warmup=known.warmup or 0,
+    )
+    return _carry_out(
+        known,
+        "sparsify-online",
+        lambda config, place: sparsify_online(config, place, settings),
+        _online_table,
+        draw_online,
+    )
+
+
+def _folder(model: str | None) -> str | None:
+    """A model as runs anywhere find it; the export of a finished run where one is named."""
+    if model is None:
+        return None
+    place = Path(model).expanduser()
+    if (place / "export").is_dir():
+        place = place / "export"
+    return str(place.resolve()) if place.is_dir() else model
+
+
 def _carry_out(
     known: argparse.Namespace,
     name: str,
@@ -85,6 +157,8 @@ def _carry_out(
         return EXIT_RUN_FAILED
     screen.print(tabulate(found))
     screen.print(_findings_table(found.findings))
+    for note in found.notes:
+        screen.print(note)
     screen.print("Brackets are 95 % intervals over seeds and, for accuracies, problems; differences are paired.")
     for failure in found.failures:
         screen.print(f"failed: {failure.name}: {failure.reason}; see {failure.log}. The same command tries it again")
@@ -144,12 +218,23 @@ def _bugs_cells(row: BugRow) -> list[str]:
     ]
 
 
-def refuse_flags(known: argparse.Namespace, given: str, defaults: dict[str, Any]) -> None:
-    """Flags that have no effect beside another.
+def _forgetting_table(found: Forgetting) -> Table:
+    settings = found.settings
+    table = Table(
+        "objective", "seeds", "after RL (%)", "after it (%)", "change", "against ce",
+        title=f"{settings.steps} steps of each objective after {settings.rl_steps} of RL",
+    )  # fmt: skip
+    for row in found.table:
+        change, against = percent(row.change, signed=True), percent(row.against_ce, signed=True)
+        table.add_row(
+            row.objective, str(row.seeds), f"{100 * row.before:.1f}", f"{100 * row.after:.1f}", change, against
+        )
+    return table
 
-    Raises:
-        ConfigError: one of them was set to something else than its default.
-    """
-    for name, default in defaults.items():
-        if getattr(known, name) != default:
-            raise ConfigError(f"--{name.replace('_', '-')} has no effect {given}. Leave it out.")
+
+def _online_table(found: OnlineSparsification) -> Table:
+    table = Table("training", "dropped", "seeds", "accuracy (%)", "lost", title="Accuracy with gradients dropped")
+    for row in found.table:
+        cells = [percent(row.accuracy), percent(row.cost, signed=True)]
+        table.add_row(row.kind.upper(), f"{100 * row.rate:g} %", str(row.seeds), *cells)
+    return table

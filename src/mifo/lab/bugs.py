@@ -41,6 +41,7 @@ RIGHT, LOST, FIRST, MEANS, RANKS, BOTH = (
     "correct", "first and last kept", "first only", "mean of micro-batches", "mean of ranks", "both",
 )  # fmt: skip
 END_SHARE = 0.25  # of the updates: where the loss at the end is read
+ONE_SEED = "One seed says nothing of another: losses and norms have no intervals."
 SAME_NORM = 0.1  # a gradient norm that changes by less is unchanged
 
 
@@ -113,6 +114,7 @@ class Bugs:
     runs: tuple[BugRun, ...]
     table: tuple[BugRow, ...]
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
     failures: tuple[TrialFailure, ...]
 
     def record(self) -> dict[str, Any]:
@@ -253,6 +255,7 @@ def compare_bugs(settings: BugSettings, runs: Sequence[BugRun], failures: Sequen
         runs=tuple(runs),
         table=tuple(table.values()),
         findings=tuple(_findings(by_variant, table)),
+        notes=() if len(by_variant[RIGHT]) > 1 else (ONE_SEED,),
         failures=tuple(failures),
     )
 

@@ -78,8 +78,14 @@ class TrialResult:
 
     @property
     def rewarded(self) -> float | None:
-        """Mean accuracy of the rollouts it trained on; None where it had none. 0 means that RL had nothing to learn from."""
+        """Mean accuracy of the rollouts it trained on; None where it had none."""
         shares = [turn["accuracy"] for turn in self.metrics if "accuracy" in turn]
+        return sum(shares) / len(shares) if shares else None
+
+    @property
+    def mixed_groups(self) -> float | None:
+        """Share of the groups whose rewards differ; None where it had none. 0 means that RL had nothing to learn from."""
+        shares = [1.0 - turn["all_equal_groups"] for turn in self.metrics if "all_equal_groups" in turn]
         return sum(shares) / len(shares) if shares else None
 
     def evaluation(self, label: str) -> Evaluation:

@@ -154,7 +154,7 @@ class _Work:
             self._check(trial)
         waiting = self._unfinished()
         self.ended = len(self.trials) - len(waiting)
-        if waiting and self.ended:
+        if self.ended:
             self.say(f"{self.ended} of {len(self.trials)} runs are finished already")
         self._clear()
         failures, started = list[TrialFailure](), time.monotonic()
