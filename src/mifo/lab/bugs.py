@@ -221,7 +221,7 @@ def _trial(config: Config, name: str, bug: Bug, seed: int, settings: BugSettings
             f"method.sft.normalizer = '{sft.normalizer}': a mean of means distorts a mean over tokens. Name a recipe with "
             "'token', the default."
         )
-    options = [("--dropped", bug.dropped), ("--means", bug.means)]
+    options: list[tuple[str, str | None]] = [("--dropped", bug.dropped), ("--means", bug.means)]
     options += [("--ranks", str(bug.ranks)), ("--micro-batches", str(bug.micro_batches))]
     words = [word for flag, value in options if value is not None for word in (flag, value)]
     folder = f"{name.replace(' ', '-')}-seed{seed}"

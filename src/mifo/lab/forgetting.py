@@ -21,9 +21,7 @@ from mifo.lab.training_plan import Loss, Workplace, base_config, check_counts, r
 from mifo.lab.trials import TRAIN, Trial, TrialFailure, TrialResult, Trials, run_trials
 
 RL, CE, SELECTED, FROZEN, MIFO = "rl", "ce", "es", "pf", "mifo"
-LOSSES: Mapping[str, Loss] = {CE: "cross_entropy"} | {
-    name: name for name in typing.get_args(Loss) if name != "cross_entropy"
-}
+LOSSES: Mapping[str, Loss] = {CE if loss == "cross_entropy" else loss: loss for loss in typing.get_args(Loss)}
 OBJECTIVES = (RL, CE, "dft", SELECTED, FROZEN, MIFO)
 OTHER_ORDER = 100_000  # added to the seed of what follows RL: other problems first, other samples
 

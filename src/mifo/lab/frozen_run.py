@@ -33,7 +33,7 @@ class FrozenSft(Sft):
 
     def __init__(self, method: SftMethod, config: Config, top: float) -> None:
         super().__init__(method, config)
-        self.freeze = Freeze(top=top, history=0.0)
+        self.freeze: Freeze | None = Freeze(top=top, history=0.0)
 
     def next_phase(self) -> Phase:
         """As in SFT, with what does not move."""

@@ -229,7 +229,10 @@ def extra_cost(final: Mapping[tuple[Kind, float], Scores], rate: float) -> Estim
         return None
     own = [{seed: final[cell][seed] for seed in seeds} for cell, _ in cells]
     problems = shared_problems(own)
-    total = sum(sign * score_table(scores, seeds, problems) for (_, sign), scores in zip(cells, own, strict=True))
+    first, *others = (sign * score_table(o, seeds, problems) for (_, sign), o in zip(cells, own, strict=True))
+    total = first
+    for part in others:
+        total = total + part
     return interval(total)
 
 
