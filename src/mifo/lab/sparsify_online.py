@@ -255,5 +255,5 @@ def _finding(claim: str, source: str, estimate: Estimate | None, verdict: Verdic
     measured = "not measured"
     if estimate is not None:
         value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
-        measured = f"{value:+.1f} [{low:+.1f}, {high:+.1f}] points lost"
+        measured = f"costs {value:+.1f} [{low:+.1f}, {high:+.1f}] points"
     return Finding(claim=claim, source=source, measured=measured, estimate=estimate, verdict=verdict)

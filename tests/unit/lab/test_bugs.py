@@ -60,9 +60,20 @@ def test_the_opposite_is_found_where_it_is():
 
 def test_one_seed_cannot_tell_of_losses_and_norms():
     runs = [run for run in as_in_the_paper() if run.seed == 0]
-    verdicts = {one.claim: one.verdict for one in compare_bugs(BugSettings(seeds=1), runs).findings}
+    found = compare_bugs(BugSettings(seeds=1), runs)
+    verdicts = {one.claim: one.verdict for one in found.findings}
+    assert found.notes == ("One seed says nothing of another: losses and norms have no intervals.",)
     assert verdicts["dropped micro-batches raise the loss"] == "cannot be told"
     assert verdicts["a mean of means leaves the gradient norm as it is"] == "cannot be told"
+
+
+def test_ratios_are_said_as_factors_and_runs_that_solve_nothing_are_said():
+    found = compare_bugs(BugSettings(seeds=4), as_in_the_paper())
+    suppressed = next(one for one in found.findings if "suppress" in one.claim)
+    assert suppressed.measured == "0.4 [0.4, 0.4] times the correct norm"
+    assert found.notes == ()
+    hopeless = [replace(run, by_problem=dict.fromkeys(run.by_problem, 0.0)) for run in as_in_the_paper()]
+    assert "give more --steps" in compare_bugs(BugSettings(seeds=4), hopeless).notes[0]
 
 
 def test_figures_of_a_run():
