@@ -69,7 +69,11 @@ def add_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="demonstrations an SFT step (default: 16)"
     )
-    parser.add_argument("--start", metavar="MODEL", help="a Hugging Face folder to begin with (default: the recipe's)")
+    parser.add_argument(
+        "--start",
+        metavar="MODEL",
+        help="a Hugging Face folder or finished run to begin with (default: the recipe's model)",
+    )
     parser.add_argument("--warmup", type=int, metavar="N", help="SFT steps before RL (default: none)")
 
 

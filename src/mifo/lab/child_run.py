@@ -41,7 +41,7 @@ class Swaps:
     Attributes:
         prepared: changes what is known before the model is loaded, such as the method.
         learner_type: makes the learner.
-        begin: changes a run that begins; not one that goes on, whose state has it.
+        begin: changes a run before its first update; later its state has what this did.
         measure: called when training is over, before the summary is written.
     """
 
@@ -73,7 +73,7 @@ def _train(config: Config, *, resume: bool, swaps: Swaps) -> int:
             resume=resume,
             learner_type=swaps.learner_type,
         )
-        if run.iterations == 0:
+        if run.version == 0:  # no update was taken: what `begin` does again it does alike
             swaps.begin(run)
         with stopping_on_signals(run.stop):
             train(run)
