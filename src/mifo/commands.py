@@ -39,7 +39,7 @@ from mifo.train.console import RunDisplay, Screen, clock, closing_table
 from mifo.train.corpus import read_evaluation
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
 from mifo.train.estimate import GIB, Estimate, estimate
-from mifo.train.folder import check_folder, open_checkpoints
+from mifo.train.folder import check_folder, check_never_saved, open_checkpoints
 from mifo.train.lock import FolderLock
 from mifo.train.loop import train
 from mifo.train.metrics import score_record
@@ -190,6 +190,7 @@ def _where_it_resumes(folder: Path, config: Config) -> str:
     """What --resume would find: the newest whole checkpoint, what is wrong with newer ones, and what is left to do."""
     path, refused = open_checkpoints(folder, config, Storage()).newest_good(verify=config.run.verify_checkpoints)
     if path is None:
+        check_never_saved(folder)
         return f"{folder} has no checkpoint yet: resuming begins again from the start"
     state = read_json(path / STATE)
     done = "it is finished" if state["finished_at"] == state["iterations"] else "it is not finished"

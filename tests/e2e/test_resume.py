@@ -166,6 +166,24 @@ def test_a_damaged_configuration_is_named(finished, tmp_path):
         run_small(small_config(), tmp_path / "cut", resume=True)
 
 
+def test_a_pipe_in_place_of_the_configuration_is_refused_and_not_waited_for(finished, tmp_path):
+    cut_back(finished[0], tmp_path / "cut", 2)
+    (tmp_path / "cut" / "config.json").unlink()
+    os.mkfifo(tmp_path / "cut" / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json is no file"):
+        run_small(small_config(), tmp_path / "cut", resume=True)
+
+
+def test_checkpoints_that_are_gone_do_not_begin_a_run_again(finished, tmp_path):
+    """Their disk may not be mounted: to begin again would cut the logs and train for days what is there already."""
+    shutil.copytree(finished[0], tmp_path / "cut")
+    (tmp_path / "cut" / "checkpoints").rename(tmp_path / "elsewhere")
+    before = (tmp_path / "cut" / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint, but events\.jsonl tells of some(.|\n)*mounted"):
+        run_small(small_config(), tmp_path / "cut", resume=True)
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == before
+
+
 def test_old_checkpoints_are_dropped(tmp_path):
     config = replaced(small_config(), "run", keep_checkpoints=2)
     run_small(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4)), tmp_path / "run")

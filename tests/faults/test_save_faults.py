@@ -203,6 +203,8 @@ DAMAGE = {
     "extra folder": (lambda f: (f / "sub").mkdir(), "sub does not belong"),
     "folder for a file": (lambda f: ((f / "state.json").unlink(), (f / "state.json").mkdir()), "no plain file"),
     "linked file": (lambda f: _link(f / "state.json"), "state.json is no plain file"),
+    "pipe for a file": (lambda f: ((f / "state.json").unlink(), os.mkfifo(f / "state.json")), "no plain file"),
+    "pipe for the manifest": (lambda f: ((f / MANIFEST).unlink(), os.mkfifo(f / MANIFEST)), "no plain file"),
     "linked manifest": (lambda f: _link(f / MANIFEST), "MANIFEST.json is no plain file"),
     "linked folder": (_link, "no folder"),
     "parent": (_outside("../state.json"), "'../state.json', which is no name"),

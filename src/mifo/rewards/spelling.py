@@ -43,7 +43,7 @@ _REPLACEMENTS = (
 EMPTY = "\\emptyset"
 _EMPTY_BRACES = re.compile(r"\\\{\s*\\\}")
 # An amount of money and nothing else: the dollar sign is its unit, where it is not the one that begins mathematics.
-_MONEY = re.compile(r"\s*\$?\s*(-?)\s*\\\$\s*([0-9](?:[0-9.,{}!\\]*[0-9])?)\s*\.?\s*\$?\s*")
+_MONEY = re.compile(r"\$?\s{0,3}(-?)\s{0,3}\\\$\s{0,3}([0-9](?:[0-9.,{}!\\]*[0-9])?)\s{0,3}\.?\s{0,3}\$?")
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}"
 )
@@ -60,7 +60,7 @@ _SPACES = re.compile(r"\s+")
 def normalise(text: str) -> str:
     r"""One spelling of an answer: `\left( 3, \dfrac{1}{2} \right).` -> `(3,\frac{1}{2})`."""
     text = text.translate(_CHARACTERS)
-    if money := _MONEY.fullmatch(text):
+    if money := _MONEY.fullmatch(text.strip()):
         text = f"{money[1]}{money[2]}\\text{{ dollars}}"
     if "\\begin" not in text:  # in a matrix \\\\ ends a row; elsewhere before a letter it is a backslash escaped twice
         text = _DOUBLE_BACKSLASH.sub(r"\\", text)

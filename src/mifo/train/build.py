@@ -26,7 +26,7 @@ from mifo.rollout.weights import why_unsupported
 from mifo.train.checkpoint import load_checkpoint
 from mifo.train.corpus import Corpus, read_corpus
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
-from mifo.train.folder import check_folder, open_checkpoints, open_folder
+from mifo.train.folder import check_folder, check_never_saved, open_checkpoints, open_folder
 from mifo.train.gap import SamplerWatch
 from mifo.train.learner import Learner
 from mifo.train.manifest import read_manifest
@@ -122,6 +122,8 @@ def build_run(
     check_folder(folder, config, resume=resume)
     checkpoints = open_checkpoints(folder, config, storage)
     newest, refused = checkpoints.newest_good(verify=config.run.verify_checkpoints) if resume else (None, [])
+    if resume and newest is None:
+        check_never_saved(folder)
     run = Run(
         parts=_load_parts(
             prepared,

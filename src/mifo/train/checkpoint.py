@@ -320,6 +320,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not one; names the file.
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no file. Put it back from a copy, or start again.")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -56,6 +56,24 @@ def check_folder(folder: Path, config: Config, *, resume: bool) -> None:
         )
 
 
+def check_never_saved(folder: Path) -> None:
+    """For a resume that found no checkpoint: there never was one, so that the run may begin again from its start.
+
+    Raises:
+        CheckpointError: the log of events tells of one; a disk may not be mounted, or somebody moved the folder.
+    """
+    events = folder / "events.jsonl"
+    if not events.is_file():
+        return
+    with events.open("rb") as lines:
+        saved = any(b'"event": "checkpoint"' in line for line in lines)
+    if saved:
+        raise CheckpointError(
+            f"{folder / 'checkpoints'} holds no checkpoint, but events.jsonl tells of some. Put them back (is their disk "
+            "mounted?), then continue with --resume; to begin again, choose another --run.name or delete the folder."
+        )
+
+
 def open_folder(folder: Path, config: Config, storage: Storage) -> None:
     """Make the run folder and write its configuration, once everything that can fail has been loaded.
 

@@ -87,6 +87,8 @@ def read_manifest(folder: Path, storage: Storage | None = None) -> Manifest:
     path = folder / MANIFEST
     _check_plain_folder(folder)
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):  # to open a pipe would wait for its other end
+            raise CheckpointError(f"{folder}: {MANIFEST} is no plain file (links, pipes and folders are refused)")
         with (storage or Storage()).open_to_read(path) as file:
             content = file.read(MAX_BYTES + 1)
         value = json.loads(content)
@@ -143,7 +145,7 @@ def check_files(folder: Path, manifest: Manifest, *, hashes: bool, storage: Stor
             raise CheckpointError(f"{folder}: {name} does not belong to it (its {MANIFEST} does not list it)")
         for name, status in present.items():
             if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError(f"{folder}: {name} is no plain file (links and folders are refused)")
+                raise CheckpointError(f"{folder}: {name} is no plain file (links, pipes and folders are refused)")
         for name, entry in manifest.files.items():
             if name not in present:
                 raise CheckpointError(f"{folder}: {name} is missing")

@@ -205,7 +205,14 @@ def test_any_text_gets_a_decision_and_normalising_keeps_numbers(text):
         assert parse_number(normalise(text)) == number
 
 
-@pytest.mark.parametrize("answer", ["9" * 2000, "1e999999999", "1e9999", "(" * 999, "=" * 1999, "x=" * 999, "_{" * 999])
+BLANKS = " " * 1990
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["9" * 2000, "1e999999999", "1e9999", "(" * 999, "=" * 1999, "x=" * 999, "_{" * 999, f"{BLANKS}x",
+     f"${BLANKS}x", f"\\$1{BLANKS}x", "\\$" + "1," * 990 + "x", "\\{" + BLANKS],
+)  # fmt: skip
 def test_hostile_answers_are_quick(answer):
     start = time.process_time()
     assert decide("5", answer) is not Verdict.CORRECT
