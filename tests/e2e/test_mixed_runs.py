@@ -25,9 +25,9 @@ METHODS = {
     "relift": {"rl": RL, "buffer_size": 3},  # a step fails four questions: SFT is due often, and some always wait
     "luffy": {"rl": RL},
     "rl_with_sft": {"rl": RL, "sft": {"entropy_coefficient": 0.01}},
-    "sft_rl": {"rl": RL, "sft_steps": 2, "sft_batch_size": 4},
+    "sft_rl": {"rl": RL | {"kl_coefficient": 0.1}, "sft_steps": 2, "sft_batch_size": 4},
     "rl_sft": {"rl": RL, "rl_steps": 2, "sft_batch_size": 4},
-    "multi_stage": {"rl": RL, "sft_steps": 1, "rl_steps": 1, "sft_batch_size": 4},
+    "multi_stage": {"rl": RL | {"kl_coefficient": 0.1}, "sft_steps": 1, "rl_steps": 1, "sft_batch_size": 4},
     "srft": OWN,
     "hpt": {"rl": RL},
     "superrl": {"rl": RL, "gate": "advantage"},
@@ -111,7 +111,7 @@ def test_it_learns_from_what_it_collects(runs, name):
         "srft": {"sft", "off", "pos", "neg"},
         "prefix_rft": {"pg", "ent"},
         "bread": {"pg", "ent"},
-        "sasr": {"pg", "ent", "kl", "ce"},
+        **dict.fromkeys(("sasr", "sft_rl", "multi_stage"), {"pg", "ent", "kl", "ce"}),
     }.get(name, {"pg", "ent", "ce"})
 
 
@@ -198,6 +198,22 @@ def test_sasr_compares_with_the_end_of_its_warm_up(runs, tmp_path):
     kl = [u["losses"]["kl"] for r in journal(folder, "metrics") if r["phase"] == "rl" for u in r["updates"]]
     assert max(kl) > 1e-6
     assert run.meters == []  # and nothing is measured around its single SFT steps
+
+
+@pytest.mark.parametrize(("name", "begins"), [("sft_rl", {3: 2, 4: 2}), ("multi_stage", {2: 1, 3: 2, 4: 3})])
+def test_a_later_stage_compares_with_its_own_beginning(runs, name, begins):
+    """The reference after step s is the model as it was after step begins[s]; before that, the model as it was loaded."""
+    folder, _ = runs(name)
+    held = [load_checkpoint(folder / "checkpoints" / f"step-{step:06d}").tensors for step in range(1, STEPS + 1)]
+    for step, tensors in enumerate(held, 1):
+        assert ("reference" in tensors) == (step in begins)
+        if step in begins:
+            for weight, kept in tensors["reference"].items():
+                assert torch.equal(kept, held[begins[step] - 1]["model"][weight]), (step, weight)
+    records = [record for record in journal(folder, "metrics") if record["phase"] == "rl"]
+    first = [record["updates"][0]["losses"]["kl"] for record in records if record["step"] - 1 in begins.values()]
+    assert first == pytest.approx([0.0] * len(first), abs=1e-6)  # nothing has moved since
+    assert max(record["updates"][-1]["losses"]["kl"] for record in records) > 1e-6
 
 
 def test_sasr_s_next_step_follows_the_norm_that_was_measured(runs):

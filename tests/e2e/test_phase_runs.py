@@ -227,18 +227,20 @@ def test_the_schedule_of_adapters_goes_on_and_their_flops_are_counted(runs):
     assert 6 * ledger.parameters * ledger.rl_fed_tokens < ledger.training_flops < full
 
 
-def test_a_stage_of_its_own_is_sft_then_rl(tmp_path):
-    """The oracle of stages: SFT and GRPO as a list are the method sft_rl, bit by bit."""
+@pytest.mark.parametrize("kl", [0.0, 0.5])
+def test_a_stage_of_its_own_is_sft_then_rl(tmp_path, kl):
+    """The oracle of stages: SFT and GRPO as a list are the method sft_rl, bit by bit, and so is what KL compares with."""
     tables = {"evaluation": {"every_steps": "none"}, "train": {"steps": 4}}
     plain = encode(config_of("lora_sft_rl", **tables))
     plain["method"] |= {"sft_steps": 2}
     plain["method"]["sft"] |= {"lora_rank": "none", "lora_alpha": 128.0}
+    plain["method"]["rl"] |= {"kl_coefficient": kl}
     one = run_small(decode(Config, plain), tmp_path / "one")
-    grpo = {"method": {"name": "grpo", "rl": RL}, "steps": 2}
+    grpo = {"method": {"name": "grpo", "rl": RL | {"kl_coefficient": kl}}, "steps": 2}
     plain |= {"stages": [{"method": SFT, "steps": 2}, grpo]}
     two = run_small(decode(Config, with_stages(plain)), tmp_path / "two")
-    names = ("model", "rl")
-    for name in names:
+    assert ("reference" in one.snapshot().tensors) == (kl > 0)
+    for name in ("model", "rl", *(["reference"] if kl else [])):
         mine, theirs = two.snapshot().tensors[name], one.snapshot().tensors[name]
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine), name

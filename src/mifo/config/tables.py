@@ -203,7 +203,7 @@ class RunConfig:
     lock: bool = True
     """Refuse a folder that another run is using; off only for file systems without locks."""
     samples_per_step: CountOrZero = 4
-    """Rollouts written to samples.jsonl each step."""
+    """Rollouts written to samples.jsonl each step; of those with and without a prefix at least one each, unless it is 0."""
     export: bool = True
     """Write a plain Hugging Face folder at the end."""
 
@@ -275,7 +275,7 @@ class PolicyGradientConfig:
     importance_cap: Annotated[float, Bounds(1.0)] | None = None
     """Weigh each token by min(π_trainer/π_sampler, cap), for a sampler that is not quite the trainer; 2 is usual, none: off."""
     kl_coefficient: NonNegative = 0.0
-    """Weight of the k3 estimate of KL to the starting model; 0 needs no reference model."""
+    """Weight of the k3 estimate of KL to the model as it was loaded, or as a later stage found it; 0 needs no reference."""
     entropy_coefficient: float = 0.001
     """Weight of the mean token entropy (the paper's 0.001)."""
 

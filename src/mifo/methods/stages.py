@@ -5,8 +5,8 @@
     multi_stage   (k SFT steps, m RL steps) again and again; K cycles are train.steps = K·(k + m)
 
 Each stage begins with an optimizer without moments and its schedule from the start; π_old is the policy at the start of each
-rollout batch. A KL term, off by default, compares with the model as it was loaded; with `[[stages]]`
-it compares with the start of the stage.
+rollout batch. Terms with a reference (KL, off by default; ASFT) compare with the policy as the stage under way found it: the
+first with the model as it was loaded. So do the stages of a `[[stages]]` list.
 """
 
 from __future__ import annotations
@@ -40,19 +40,28 @@ class Stages(Base):
 
     def next_phase(self) -> Phase:
         """SFT or RL by the number of steps taken; both draw fresh problems."""
+        stage = self._stage
+        reference = None if stage == 0 else f"part {stage + 1}"
         if not self._in_sft:
-            return replace(rl_phase(self.rl), fresh=True)
+            return replace(rl_phase(self.rl), fresh=True, reference=reference)
         batch = self.method.sft_batch_size
-        return Phase(name="sft", optimizer="sft", prompts=batch, fresh=True, adapters=self.adapters)
+        return Phase(
+            name="sft", optimizer="sft", prompts=batch, fresh=True, adapters=self.adapters, reference=reference
+        )
+
+    @property
+    def _stage(self) -> int:
+        """How many stages lie behind the coming step."""
+        method, step = self.method, self.step
+        if isinstance(method, MultiStageMethod):
+            cycles, step = divmod(step, method.sft_steps + method.rl_steps)
+            return 2 * cycles + (step >= method.sft_steps)
+        first = method.rl_steps if isinstance(method, RlSftMethod) else method.sft_steps
+        return int(step >= first)
 
     @property
     def _in_sft(self) -> bool:
-        method, step = self.method, self.step
-        if isinstance(method, RlSftMethod):
-            return step >= method.rl_steps
-        if isinstance(method, MultiStageMethod):
-            step %= method.sft_steps + method.rl_steps
-        return step < method.sft_steps
+        return self._stage % 2 == (1 if isinstance(self.method, RlSftMethod) else 0)
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
         """Imitation, or policy gradient."""
