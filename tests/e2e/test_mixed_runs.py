@@ -111,7 +111,7 @@ def test_it_learns_from_what_it_collects(runs, name):
         "srft": {"sft", "off", "pos", "neg"},
         "prefix_rft": {"pg", "ent"},
         "bread": {"pg", "ent"},
-        **dict.fromkeys(("sasr", "sft_rl", "multi_stage"), {"pg", "ent", "kl", "ce"}),
+        **{key: {"pg", "ent", "kl", "ce"} for key in ("sasr", "sft_rl", "multi_stage")},
     }.get(name, {"pg", "ent", "ce"})
 
 

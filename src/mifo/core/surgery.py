@@ -58,6 +58,27 @@ def reset_neurons(fused: Tensor, base: Tensor, neurons: Tensor, dimension: int) 
     return torch.where(neurons.view(shape), base.to(fused.dtype), fused)
 
 
+def rejuvenated(over: Tensor, base: Tensor, alpha: float, reset: tuple[Tensor, int] | None = None) -> Tensor:
+    """Fusion, and the base's bits in the neurons to reset: (mask, dimension) as in `reset_neurons`, or None for none."""
+    fused = fuse(over, base, alpha)
+    return fused if reset is None else reset_neurons(fused, base, *reset)
+
+
+def target_places(before_T: Tensor, after_T: Tensor, count: int, *, signed: bool) -> list[int]:
+    """Response positions of the N largest |H_over − H_base|, ties to the earlier, in order of position (S3 §3.4).
+
+    Args:
+        before_T: entropies of the base, [T].
+        after_T: entropies of the over-trained model, [T].
+        count: N; fewer where the response is shorter.
+        signed: only where the entropy fell.
+    """
+    fall_T = before_T - after_T
+    gap_T = fall_T if signed else fall_T.abs()
+    order = torch.argsort(gap_T, descending=True, stable=True)[:count]
+    return sorted(place for place in order.tolist() if not signed or fall_T[place] > 0)
+
+
 def prune(start: Tensor, end: Tensor, keep: Tensor) -> Tensor:
     """θ_0 + m ⊙ (θ_T − θ_0): `end` where `keep`, `start` elsewhere, each in its own bits (no rounding of the difference)."""
     dtype = torch.promote_types(start.dtype, end.dtype)

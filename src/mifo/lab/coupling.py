@@ -41,10 +41,11 @@ from mifo.lab.labels import (
     robust_label,
     strict_label,
 )
-from mifo.lab.samples import load_source, make_policy, token_scores
+from mifo.lab.samples import load_source, make_policy
 from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of, model_config
 from mifo.rollout.engine import Engine
 from mifo.train.build import build_engine, make_chat
+from mifo.train.calibration import token_scores
 from mifo.train.device import pick_device
 from mifo.train.model import load_tokenizer
 from mifo.types import Sampling, TokenIds

@@ -20,17 +20,9 @@ from torch import Tensor
 
 from mifo.core.select import top_entropy_tokens
 from mifo.errors import ConfigError, DataError
-from mifo.lab.samples import (
-    Compute,
-    Pairs,
-    PairSettings,
-    load_source,
-    make_policy,
-    quantiles,
-    read_pairs,
-    token_entropies,
-)
+from mifo.lab.samples import Compute, Pairs, PairSettings, load_source, make_policy, read_pairs
 from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of
+from mifo.train.calibration import quantiles, token_entropies
 
 BINS = 40
 SHOWN_TOKENS = 30

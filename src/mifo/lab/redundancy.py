@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mifo.errors import ConfigError
-from mifo.lab.samples import Pairs, PairSettings, load_source, quantiles, read_pairs
+from mifo.lab.samples import Pairs, PairSettings, load_source, read_pairs
 from mifo.lab.source import Tensors, common_names, find_source
+from mifo.train.calibration import quantiles
 
 log = logging.getLogger(__name__)
 

@@ -1,27 +1,25 @@
-"""Calibration pairs and teacher-forced token entropies.
+"""Calibration pairs of a file, and the model that reads them.
 
 A pair is a problem's prompt, rendered as the model's run rendered it, and its demonstration, ended by the
 end-of-sequence token. Nothing is sampled and nothing is graded: the model reads the demonstration and its distribution
-is measured at each token of it.
+is measured at each token of it (`train.calibration`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from mifo.config.schema import Config, DataConfig
 from mifo.data.chat import Chat
-from mifo.data.pack import pack, plan_micro_batches
 from mifo.data.tasks import INSTRUCTION
 from mifo.errors import DataError, ModelError
 from mifo.lab.source import Source, Tensors, model_config
 from mifo.train.build import make_chat
+from mifo.train.calibration import demonstrated_pairs
 from mifo.train.corpus import read_corpus
 from mifo.train.device import pick_device
 from mifo.train.model import load_model, load_tokenizer
@@ -68,16 +66,7 @@ def read_pairs(source: Source, settings: PairSettings) -> Pairs:
     config = _data_config(source, settings)
     chat = make_chat(config, load_tokenizer(config.model))
     corpus = read_corpus(config, chat, lambda rows: [Verdict.CORRECT] * len(rows), needs_demonstrations=True)
-    pairs = [
-        TokenSequence(
-            problem_id=problem.id,
-            prompt_ids=entry.prompt_ids,
-            response_ids=entry.demonstration_ids or (),
-            weights={},
-        )
-        for problem in corpus.train
-        if (entry := corpus.encoded[problem.id]).demonstration_ids
-    ]
+    pairs = demonstrated_pairs(corpus)
     fitting = [p for p in pairs if len(p.prompt_ids) + len(p.response_ids) <= settings.max_tokens]
     if not fitting:
         raise DataError(
@@ -151,32 +140,3 @@ def make_policy(model: PreTrainedModel) -> Policy:
     """The model as the trainer computes it; padded where its weights are too coarse for the check of packing."""
     coarse = next(model.parameters()).dtype not in (torch.float32, torch.float64)
     return Policy(model, layout="padded" if coarse else "auto")
-
-
-def token_entropies(policy: Policy, pairs: Sequence[TokenSequence], *, micro_batch_tokens: int = 4096) -> list[Tensor]:
-    """H(t) = −Σ_v π log π at T = 1 before each response token of each pair, in nats; fp32 on the CPU, [T] a pair."""
-    return [entropy_T for _, entropy_T in token_scores(policy, pairs, micro_batch_tokens=micro_batch_tokens)]
-
-
-@torch.no_grad()
-def token_scores(
-    policy: Policy, pairs: Sequence[TokenSequence], *, micro_batch_tokens: int = 4096
-) -> list[tuple[Tensor, Tensor]]:
-    """(log-probs, entropies) of the response tokens of each pair, in nats; fp32 on the CPU, [T] each."""
-    rows: dict[int, tuple[Tensor, Tensor]] = {}
-    for plan in plan_micro_batches(pairs, micro_batch_tokens):
-        batch = pack(pairs, plan)
-        lengths = [len(pairs[i].response_ids) for i in batch.indices]
-        logp_T, entropy_T = (values_T.float().cpu().split(lengths) for values_T in policy.token_stats(batch))
-        rows |= dict(zip(batch.indices, zip(logp_T, entropy_T, strict=True), strict=True))
-    return [rows[i] for i in range(len(pairs))]
-
-
-def quantiles(values: Tensor) -> Mapping[str, float]:
-    """Minimum, quartiles, 90 % and 99 % points, maximum and mean of some numbers; empty where there are none."""
-    if not len(values):
-        return {}
-    points = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    ordered = values.double().sort().values
-    at = {name: float(ordered[round(share * (len(ordered) - 1))]) for name, share in points.items()}
-    return {"mean": float(ordered.mean()), **at}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mifo.lab.attribution import KINDS
 from mifo.lab.coupling import Coupling
 from mifo.lab.entropy import EntropyReport
 from mifo.lab.magnitude import Magnitude
@@ -13,6 +12,7 @@ from mifo.lab.overlap import Overlap
 from mifo.lab.redundancy import Redundancy
 from mifo.lab.rejuvenate import Rejuvenation
 from mifo.lab.sparsify import Sparsification
+from mifo.train.attribution import KINDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mifo.errors import ConfigError
-from mifo.lab.attribution import Attribution, Target
 from mifo.lab.entropy import entropy
-from mifo.lab.samples import PairSettings, load_source, make_policy, quantiles, read_pairs, token_entropies
+from mifo.lab.samples import PairSettings, load_source, make_policy, read_pairs
 from mifo.lab.source import find_source
+from mifo.train.attribution import Attribution, Target
+from mifo.train.calibration import quantiles, token_entropies
 
 
 @pytest.fixture(scope="module")

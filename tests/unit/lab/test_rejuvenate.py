@@ -9,11 +9,13 @@ from lab_models import FAMILIES, family_model, moved, save
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mifo.core.surgery import target_places
 from mifo.errors import ConfigError, DataError, ModelError
-from mifo.lab.attribution import PREFIX, WRITERS, Attribution, Target
-from mifo.lab.rejuvenate import RejuvenationSettings, rejuvenate, reset_masks, target_places
+from mifo.lab.rejuvenate import RejuvenationSettings, rejuvenate
 from mifo.lab.samples import PairSettings, read_pairs
 from mifo.lab.source import Tensors, find_source
+from mifo.train.attribution import PREFIX, WRITERS, Attribution, Target
+from mifo.train.calibration import reset_masks
 
 
 def stored(folder):

@@ -28,7 +28,12 @@ def shown(groups, wanted):
 
 
 def test_an_even_spread_by_hand():
-    assert shown(groups_of((0,) * 4, (0,) * 4), 4) == [("p0", 0, False), ("p0", 2, False), ("p1", 0, False), ("p1", 2, False)]
+    assert shown(groups_of((0,) * 4, (0,) * 4), 4) == [
+        ("p0", 0, False),
+        ("p0", 2, False),
+        ("p1", 0, False),
+        ("p1", 2, False),
+    ]
     assert shown(groups_of((0,) * 3), 9) == [("p0", 0, False), ("p0", 1, False), ("p0", 2, False)]
     assert shown(groups_of((0,) * 3), 0) == []
     assert shown(groups_of((), ()), 4) == []

@@ -7,7 +7,7 @@ import torch
 from lab_models import FAMILIES, family_model
 
 from mifo.errors import ModelError
-from mifo.lab.attribution import KINDS, PREFIX, WRITERS, Attribution, Target, projections
+from mifo.train.attribution import KINDS, PREFIX, WRITERS, Attribution, Target, projections
 from mifo.train.norm import fuse_norms
 
 IDS = tuple(3 + (7 * i) % 40 for i in range(14))
