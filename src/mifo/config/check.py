@@ -8,6 +8,7 @@ from mifo.config.check_legacy import check_legacy
 from mifo.config.check_mixed import check_mixed, imitation_batch
 from mifo.config.check_phases import check_adapters, check_control
 from mifo.config.check_prefix import check_prefix
+from mifo.config.check_rejuvenation import check_rejuvenation
 from mifo.config.check_scored import check_scored
 from mifo.config.decode import check_bounds, numbered
 from mifo.config.schema import (
@@ -44,18 +45,19 @@ def check_config(config: Config) -> None:
         ConfigError: names the fields, their values, the reason and the remedy.
     """
     check_bounds(config)
-    for index, stage in enumerate(config.by_stage):
+    check_rejuvenation(config)
+    for number, stage in zip(config.stage_numbers, config.by_stage, strict=True):
         if config.stages and isinstance(stage.method, PpoMethod | PrimeMethod):
             raise ConfigError(
-                f"{numbered('stages', index)}.method.name = '{stage.method.name}' has a second model, which a run keeps from its "
-                "beginning. Run it by itself, from the export of the stages before."
+                f"{numbered('stages', number - 1)}.method.name = '{stage.method.name}' has a second model, which a run keeps "
+                "from its beginning. Run it by itself, from the export of the stages before."
             )
         try:
             _check(stage)
         except ConfigError as error:
             if not config.stages:
                 raise
-            raise ConfigError(f"in {numbered('stages', index)}: {error}") from error
+            raise ConfigError(f"in {numbered('stages', number - 1)}: {error}") from error
 
 
 def _check(config: Config) -> None:

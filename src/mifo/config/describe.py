@@ -53,6 +53,8 @@ def type_text(hint: Any) -> str:
         return f"list of {type_text(typing.get_args(hint)[0])}"
     if origin is Union or type(hint).__name__ == "UnionType":
         return " or ".join("none" if part is type(None) else type_text(part) for part in typing.get_args(hint))
+    if dataclasses.is_dataclass(hint):
+        return "table"
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}[hint]
 
 
@@ -118,7 +120,8 @@ def _stage_section(name: str, cls: type) -> list[str]:
     lines += ["| setting | values | default | meaning |", "| --- | --- | --- | --- |"]
     for f in dataclasses.fields(cls):
         plain = f.default is not dataclasses.MISSING
-        kind, default = (type_text(hints[f.name]), "train.steps") if plain else ("table", f"[{f.name}]")
+        inherited = "train.steps" if f.name == "steps" else value_text(f.default)
+        kind, default = (type_text(hints[f.name]), inherited) if plain else ("table", f"[{f.name}]")
         lines.append(f"| `{name}.{f.name}` | {kind} | `{default}` | {_cell(comments[f.name])} |")
     return [*lines, ""]
 

@@ -1,4 +1,4 @@
-"""Tables of methods, continued from `config.schema`: those whose rollouts begin inside a demonstration, and SASR.
+"""Tables of methods, continued from `config.schema`: those whose rollouts begin inside a demonstration, SASR, SRFT, CHORD.
 
 Rules of the schema hold here too.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from mifo.config.bounds import Bounds, Count, NonNegative, Positive, PositiveShare, Share, ShareBelowOne
+from mifo.config.bounds import Bounds, Count, CountOrZero, NonNegative, Positive, PositiveShare, Share, ShareBelowOne
 from mifo.config.tables import ImitationConfig, PolicyGradientConfig
 
 
@@ -95,3 +95,55 @@ class SasrMethod:
     """SFT steps of the warm-up; train.steps counts them."""
     gamma: Positive = 1.0
     """γ: weight of the warm-up's gradient norm; larger means less SFT."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SrftMethod:
+    """SRFT: demonstrations and rollouts in one stage, weighted by the policy's entropy; nothing is clipped."""
+
+    name: Literal["srft"] = "srft"
+    """Tag of this method."""
+    prompts_per_step: Count = 128
+    """Questions sampled in one step."""
+    rollouts_per_prompt: Count = 8
+    """Responses sampled for each question, beside its demonstration."""
+    updates_per_step: Count = 2
+    """Optimizer updates made from one step; the groups are split evenly between them."""
+    normalizer: Literal["token", "sequence"] = "token"
+    """How the tokens of each stream are averaged."""
+    advantage_std: bool = True
+    """Divide the demonstration's advantage by the standard deviation of rewards over rollouts and demonstration."""
+    sft_scale: NonNegative = 0.5
+    """Factor of the demonstration's weight e^{-H}."""
+    sft_entropy_sign: Literal["minus", "plus"] = "minus"
+    """Sign of H in that weight: the paper prints minus; the authors' code is reported to have plus."""
+    rl_scale: NonNegative = 0.1
+    """Factor of a correct rollout's weight e^{+H}."""
+    entropy_scope: Literal["sequence", "token"] = "sequence"
+    """H is the mean over the response, or each token's own."""
+    negative_weight: NonNegative = 1.0
+    """Weight of wrong rollouts: 1 in the paper's derivation, 0 with its rewards of 0 and 1."""
+    gamma: Positive | None = None
+    """γ of LUFFY's shaping p/(p+γ) on the demonstration's RL term; none: p as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChordMethod:
+    """CHORD: (1−μ) RL + μ SFT on questions of their own, μ by a schedule; φ is `sft.loss = "chord_phi"`."""
+
+    name: Literal["chord"] = "chord"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss."""
+    demonstrations_per_step: Count = 64
+    """Questions more in each step, shown with their demonstration and not sampled."""
+    mu_peak: Share = 0.5
+    """μ at the end of its warm-up."""
+    mu_valley: Share = 0.02
+    """μ at the end of its decay and after."""
+    mu_warmup_steps: CountOrZero = 200
+    """Steps in which μ rises linearly from 0 to its peak."""
+    mu_decay_steps: CountOrZero = 400
+    """Steps in which μ falls by a cosine to its valley."""

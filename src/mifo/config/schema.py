@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from mifo.config.bounds import Count, CountOrZero, NonNegative, Positive, PositiveShare, Share, ShareBelowOne
+from mifo.config.bounds import Count, Positive, PositiveShare, Share, ShareBelowOne
 from mifo.config.legacy import LegacyConfig
-from mifo.config.method_tables import BreadMethod, PrefixRftMethod, SasrMethod, UftMethod
+from mifo.config.method_tables import BreadMethod, ChordMethod, PrefixRftMethod, SasrMethod, SrftMethod, UftMethod
+from mifo.config.rejuvenation import IntervalRejuvenationConfig, RejuvenationConfig
 from mifo.config.scored import CriticOptimizerConfig, PpoMethod, PrimeMethod, PrmOptimizerConfig
 from mifo.config.tables import (
     DataConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "GuardConfig",
     "HptMethod",
     "ImitationConfig",
+    "IntervalRejuvenationConfig",
     "LegacyConfig",
     "LuffyMethod",
     "MethodConfig",
@@ -53,6 +55,7 @@ __all__ = [
     "PrefixRftMethod",
     "PrimeMethod",
     "PrmOptimizerConfig",
+    "RejuvenationConfig",
     "ReliftMethod",
     "RewardConfig",
     "RlSftMethod",
@@ -68,6 +71,9 @@ __all__ = [
     "TrainConfig",
     "UftMethod",
 ]
+
+
+REJUVENATE = "rejuvenate"  # what a stage that trains nothing is called beside the methods of others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,36 +236,6 @@ class MultiStageMethod:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SrftMethod:
-    """SRFT: demonstrations and rollouts in one stage, weighted by the policy's entropy; nothing is clipped."""
-
-    name: Literal["srft"] = "srft"
-    """Tag of this method."""
-    prompts_per_step: Count = 128
-    """Questions sampled in one step."""
-    rollouts_per_prompt: Count = 8
-    """Responses sampled for each question, beside its demonstration."""
-    updates_per_step: Count = 2
-    """Optimizer updates made from one step; the groups are split evenly between them."""
-    normalizer: Literal["token", "sequence"] = "token"
-    """How the tokens of each stream are averaged."""
-    advantage_std: bool = True
-    """Divide the demonstration's advantage by the standard deviation of rewards over rollouts and demonstration."""
-    sft_scale: NonNegative = 0.5
-    """Factor of the demonstration's weight e^{-H}."""
-    sft_entropy_sign: Literal["minus", "plus"] = "minus"
-    """Sign of H in that weight: the paper prints minus; the authors' code is reported to have plus."""
-    rl_scale: NonNegative = 0.1
-    """Factor of a correct rollout's weight e^{+H}."""
-    entropy_scope: Literal["sequence", "token"] = "sequence"
-    """H is the mean over the response, or each token's own."""
-    negative_weight: NonNegative = 1.0
-    """Weight of wrong rollouts: 1 in the paper's derivation, 0 with its rewards of 0 and 1."""
-    gamma: Positive | None = None
-    """γ of LUFFY's shaping p/(p+γ) on the demonstration's RL term; none: p as it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class HptMethod:
     """HPT: a question whose rollouts mostly fail is learned from its demonstration, any other by RL."""
 
@@ -293,28 +269,6 @@ class SuperRlMethod:
     """Average each loss over all questions of the update, or over those that it learns from."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChordMethod:
-    """CHORD: (1−μ) RL + μ SFT on questions of their own, μ by a schedule; φ is `sft.loss = "chord_phi"`."""
-
-    name: Literal["chord"] = "chord"
-    """Tag of this method."""
-    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
-    """The policy gradient."""
-    sft: ImitationConfig = field(default_factory=ImitationConfig)
-    """The imitation loss."""
-    demonstrations_per_step: Count = 64
-    """Questions more in each step, shown with their demonstration and not sampled."""
-    mu_peak: Share = 0.5
-    """μ at the end of its warm-up."""
-    mu_valley: Share = 0.02
-    """μ at the end of its decay and after."""
-    mu_warmup_steps: CountOrZero = 200
-    """Steps in which μ rises linearly from 0 to its peak."""
-    mu_decay_steps: CountOrZero = 400
-    """Steps in which μ falls by a cosine to its valley."""
-
-
 MethodConfig = (
     MifoMethod
     | GrpoMethod
@@ -340,7 +294,10 @@ MethodConfig = (
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """One stage of a run that goes through several methods; what it leaves out is as in the tables of the whole run."""
+    """One stage of a run that goes through several methods; what it leaves out is as in the tables of the whole run.
+
+    A stage with a `rejuvenate` table trains nothing: it has no method, steps or optimizers, and stands before one that does.
+    """
 
     method: MethodConfig = field(default_factory=MifoMethod)
     """The method, as [method]; settings of the run's own [method] hold where it is of the same name."""
@@ -350,6 +307,8 @@ class StageConfig:
     """As [rl_optimizer]; it starts without moments."""
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """As [sft_optimizer]; it starts without moments."""
+    rejuvenate: RejuvenationConfig | None = None
+    """Rejuvenate the weights before the next stage: settings of [rejuvenation] but `every_intervals`; none: train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,6 +325,7 @@ class Config:
     sft_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     critic_optimizer: CriticOptimizerConfig = field(default_factory=CriticOptimizerConfig)
     prm_optimizer: PrmOptimizerConfig = field(default_factory=PrmOptimizerConfig)
+    rejuvenation: IntervalRejuvenationConfig = field(default_factory=IntervalRejuvenationConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -375,7 +335,7 @@ class Config:
 
     @property
     def by_stage(self) -> tuple[Config, ...]:
-        """The configuration of each stage; a run without stages is its own only one."""
+        """The configuration of each stage that trains; a run without stages is its own only one."""
         if not self.stages:
             return (self,)
         return tuple(
@@ -388,7 +348,25 @@ class Config:
                 stages=(),
             )
             for stage in self.stages
+            if stage.rejuvenate is None
         )
+
+    @property
+    def stage_numbers(self) -> tuple[int, ...]:
+        """Where the stages of `by_stage` stand in the list, counted from 1."""
+        return tuple(i for i, stage in enumerate(self.stages, 1) if stage.rejuvenate is None) or (1,)
+
+    @property
+    def rejuvenation_before(self) -> tuple[RejuvenationConfig | None, ...]:
+        """The rejuvenation that stands right before each stage of `by_stage`."""
+        before = (None, *(stage.rejuvenate for stage in self.stages))
+        return tuple(before[number - 1] for number in self.stage_numbers)
+
+    @property
+    def rejuvenations(self) -> tuple[RejuvenationConfig, ...]:
+        """All that a run does, stages first; () for a run without."""
+        between = (self.rejuvenation,) if self.rejuvenation.every_intervals is not None else ()
+        return (*(before for before in self.rejuvenation_before if before is not None), *between)
 
     @property
     def steps(self) -> int:
@@ -398,7 +376,8 @@ class Config:
     @property
     def method_name(self) -> str:
         """The method, or those of all stages in their order."""
-        return " → ".join(config.method.name for config in self.by_stage)
+        names = (REJUVENATE if stage.rejuvenate is not None else stage.method.name for stage in self.stages)
+        return " → ".join(names) or self.method.name
 
     @property
     def evaluation_tokens(self) -> int:

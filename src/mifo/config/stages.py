@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mifo.config.decode import closest, numbered
-from mifo.config.schema import Config, StageConfig
+from mifo.config.schema import REJUVENATE, Config, StageConfig
 from mifo.errors import ConfigError
 
 INHERITED = ("method", "rl_optimizer", "sft_optimizer")
+TRAINED = (*INHERITED, "steps")  # what a stage that only rejuvenates has not
 OF_THE_WHOLE_RUN = tuple(f.name for f in dataclasses.fields(Config) if f.name not in (*INHERITED, "stages"))
 
 
@@ -41,7 +42,7 @@ def with_stages(tables: Mapping[str, Any]) -> dict[str, Any]:
     written = []
     for index, stage in enumerate(stages):
         _check_keys(stage, numbered("stages", index))
-        written.append(merge(inherited, stage))
+        written.append(stage if REJUVENATE in stage else merge(inherited, stage))
     return {**tables, "stages": written}
 
 
@@ -56,6 +57,11 @@ def _check_keys(stage: Mapping[str, Any], where: str) -> None:
             )
         if key not in known:
             raise ConfigError(f"{where}.{key} is not a setting of a stage. {closest(key, known)}")
+        if key in TRAINED and REJUVENATE in stage:
+            raise ConfigError(
+                f"{where}.{key} has no effect with {where}.{REJUVENATE}: such a stage trains nothing. Write what comes after it "
+                "as a stage of its own."
+            )
 
 
 def refuse_stage_flags(config: Config, flags: Sequence[str]) -> None:

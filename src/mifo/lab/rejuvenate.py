@@ -6,16 +6,17 @@
     4  each target keeps its top ρ of all neurons; S is their union over targets and pairs
     5  rows or columns of S in θ_fuse, biases with their rows, go back to θ_base
 
-One model is in memory at a time, in the type it is stored in unless told otherwise; weights are fused and reset tensor
-by tensor. What the paper leaves open (N, number of pairs) and its two oddities are settings: |·| also selects tokens
-whose entropy rose (`signed` takes only those whose entropy fell), and ranking all modules together mixes exact scores
-with proxies and favours k and v, whose scores are summed over the prefix (`per_module_quota`).
+One model is in memory at a time, in the type it is stored in unless told otherwise; weights are fused, reset and written
+in runs of rows of bounded size. What the paper leaves open (N, number of pairs) and its two oddities are settings: |·|
+also selects tokens whose entropy rose (`signed` takes only those whose entropy fell), and ranking all modules together
+mixes exact scores with proxies and favours k and v, whose scores are summed over the prefix (`per_module_quota`). A run
+does the same between its stages and intervals (`train.rejuvenate`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,12 +202,21 @@ def _counts(over: Tensors, selection: Selection) -> dict[str, int]:
     }
 
 
+def rows_of(mask: tuple[Tensor, int] | None, start: int, stop: int) -> tuple[Tensor, int] | None:
+    """The mask of neurons for rows `start` to `stop` alone."""
+    if mask is None or mask[1] == 1:
+        return mask
+    return mask[0][start:stop], 0
+
+
 def _write(folder: Path, tensors: tuple[Tensors, Tensors], selection: Selection, alpha: float) -> None:
     base, over = tensors
     masks = reset_masks(selection.modules, over.infos)
 
-    def make(name: str) -> Tensor:
-        return rejuvenated(over.read(name), base.read(name), alpha, masks.get(name))
+    def make(name: str) -> Iterator[Tensor]:
+        for start, stop in over.spans(name):
+            reset = rows_of(masks.get(name), start, stop)
+            yield rejuvenated(over.read(name, start, stop), base.read(name, start, stop), alpha, reset)
 
     dtypes = {
         name: torch.promote_types(info.dtype, base.infos[name].dtype) if info.dtype.is_floating_point else info.dtype

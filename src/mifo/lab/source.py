@@ -104,13 +104,18 @@ class Tensors:
                 _say(self.source, f"{info.file.name} cannot be read ({error}). Fetch it again.")
             ) from error
 
-    def blocks(self, name: str) -> Iterator[Tensor]:
-        """A tensor in flat fp32 pieces of bounded size (fp64 for fp64), in order."""
+    def spans(self, name: str) -> Iterator[tuple[int, int]]:
+        """(first row, row behind the last) of pieces of bounded size, in order; (0, 1) where a tensor has no rows."""
         info = self.infos[name]
         rows = info.shape[0] if info.shape else 1
         step = max(1, BLOCK_ELEMENTS * rows // max(1, info.elements))
         for start in range(0, rows, step):
-            block = self.read(name, start, min(rows, start + step)).reshape(-1)
+            yield start, min(rows, start + step)
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """A tensor in flat fp32 pieces of bounded size (fp64 for fp64), in order."""
+        for start, stop in self.spans(name):
+            block = self.read(name, start, stop).reshape(-1)
             yield block.to(torch.promote_types(block.dtype, torch.float32))
 
 

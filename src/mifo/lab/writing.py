@@ -1,4 +1,4 @@
-"""A plain Hugging Face folder, written tensor by tensor: what is in memory is one tensor, not a model.
+"""A plain Hugging Face folder, written piece by piece: what is in memory is some rows of one tensor, not a model.
 
 The folder has the shards of the model it is modelled on, and its configuration, tokenizer and templates.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,16 @@ def staged(out: Path, field: str) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_model(folder: Path, like: Tensors, dtypes: Mapping[str, torch.dtype], make: Callable[[str], Tensor]) -> None:
+def write_model(
+    folder: Path, like: Tensors, dtypes: Mapping[str, torch.dtype], make: Callable[[str], Iterable[Tensor]]
+) -> None:
     """Write a model into an empty folder.
 
     Args:
         folder: see `staged`.
         like: the model whose shards, configuration and tokenizer it takes.
         dtypes: type of each tensor, by name.
-        make: the tensor of a name, of that type and the shape it has in `like`.
+        make: the tensor of a name, of that type and the shape it has in `like`, as one or more runs of its rows.
 
     Raises:
         OSError: the system refused to write.
@@ -83,7 +85,7 @@ def write_model(folder: Path, like: Tensors, dtypes: Mapping[str, torch.dtype], 
 
 
 def _write_shard(
-    path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], make: Callable[[str], Tensor]
+    path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], make: Callable[[str], Iterable[Tensor]]
 ) -> None:
     """A safetensors file: widest types first, so that every tensor starts at a multiple of its width."""
     order = sorted(entries, key=lambda name: (-entries[name][0].itemsize, name))
@@ -99,10 +101,14 @@ def _write_shard(
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            tensor = make(name)
-            assert (tensor.dtype, tuple(tensor.shape)) == entries[name], name
-            if tensor.numel():
-                file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            dtype, shape = entries[name]
+            written = 0
+            for piece in make(name):
+                assert (piece.dtype, tuple(piece.shape[1:])) == (dtype, shape[1:]), name
+                written += piece.numel()
+                if piece.numel():
+                    file.write(memoryview(piece.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            assert written == torch.Size(shape).numel(), name
 
 
 def _write_index(

@@ -30,13 +30,13 @@ from mifo.train.folder import check_folder, check_never_saved, open_checkpoints,
 from mifo.train.gap import SamplerWatch
 from mifo.train.learner import Learner
 from mifo.train.manifest import read_manifest
-from mifo.train.model import generation_eos, load_model, load_tokenizer
+from mifo.train.model import generation_eos, hash_weights, load_model, load_tokenizer
 from mifo.train.optim import ScheduledAdamW
 from mifo.train.parallel import current_world
 from mifo.train.policy import Policy
+from mifo.train.rejuvenate import calibration_pairs, check_base
 from mifo.train.run import Evaluate, Listener, Parts, Run
 from mifo.train.scorer import Scorer, make_scorer
-from mifo.train.state import hash_weights
 from mifo.train.stop import Stop
 from mifo.train.storage import Storage
 
@@ -93,6 +93,8 @@ def prepare(config: Config, grader: Grader) -> Prepared:
     grader.require({problem.grader for problem in (*corpus.train, *corpus.evaluation)})
     for method, stage in zip(methods, config.by_stage, strict=True):
         _check_demonstrations(method, corpus, stage)
+    for settings in config.rejuvenations:
+        calibration_pairs(corpus, settings)
     return Prepared(config=config, tokenizer=tokenizer, chat=chat, methods=methods, corpus=corpus)
 
 
@@ -171,7 +173,8 @@ def _load_parts(prepared: Prepared, learner_type: LearnerFactory, **others: Any)
     learner = _make_learner(
         model, config, device, dtype, learner_type=learner_type, with_reference=needs_reference, window=window
     )
-    reference_hash = hash_weights(model) if needs_reference else None
+    goes_back = any(settings.base is None for settings in config.rejuvenations)
+    reference_hash = hash_weights(model) if needs_reference or goes_back else None
     first = config.by_stage[0]
     return Parts(
         config=config,
@@ -282,6 +285,7 @@ def check_suitable(model: torch.nn.Module, config: Config, corpus: Corpus) -> No
     Raises:
         ModelError: names the setting, what the model has, and the remedy.
     """
+    check_base(config, model)
     check_context(model.config.max_position_embeddings, config, corpus)
     words = model.get_input_embeddings().num_embeddings
     highest = max(max(e.prompt_ids + (e.demonstration_ids or ())) for e in corpus.encoded.values())

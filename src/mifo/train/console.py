@@ -123,6 +123,8 @@ class RunDisplay:
                 highlight=False,
                 soft_wrap=True,
             )
+        elif event == "rejuvenation":
+            self._rejuvenation(record)
         elif event == "stage":
             self.console.print(
                 f"stage {record['stage']}: {record['method']}, from step {record['step']}",
@@ -160,6 +162,16 @@ class RunDisplay:
             self._alarm(
                 f"out of memory: train.micro_batch_tokens is now {record['micro_batch_tokens']}, for the rest of the run"
             )
+
+    def _rejuvenation(self, record: Mapping[str, Any]) -> None:
+        means = {entry["model"]: entry["tokens"]["mean"] for entry in record["entropies"]}
+        self.console.print(
+            f"rejuvenated: {100 * record['neuron_share']:.1f} % of neurons reset, token entropy {means['over']:.3f} → "
+            f"{means['rejuvenated']:.3f} (base {means['base']:.3f})",
+            style="magenta",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def _alarm(self, text: str) -> None:
         self.console.print(text, style="bold red", highlight=False, markup=False, soft_wrap=True)

@@ -62,7 +62,7 @@ def estimate(config: Config, methods: Sequence[Method], corpus: Corpus) -> Estim
 
 
 def _of_stage(config: Config, method: Method, corpus: Corpus) -> Estimate:
-    shape = _empty_model(config)
+    shape = empty_model(config)
     parameters = sum(p.numel() for p in shape.parameters())
     device = pick_device(config.model.device)
     dtype = pick_dtype(config.model.compute, device)
@@ -89,7 +89,7 @@ def _of_stage(config: Config, method: Method, corpus: Corpus) -> Estimate:
     )
 
 
-def _empty_model(config: Config) -> PreTrainedModel:
+def empty_model(config: Config) -> PreTrainedModel:
     """The architecture on the meta device: shapes without weights."""
     if config.model.path == TINY:
         return tiny_model()
@@ -133,6 +133,7 @@ def _memory(
         "adapters, gradients, moments": 16 * adapters,
         "copy for the checkpoint writer": _checkpoint_copy(config, method, parameters) + 12 * adapters,
         "reference model": 4 * parameters if method.needs_reference else 0,
+        "base of a rejuvenation, while it lasts": 4 * parameters if config.rejuvenations else 0,
         "critic or reward model, gradients, moments": 16 * parameters if method.scorer is not None else 0,
         "sampler's weights": width * parameters,
         "sampler's cache": int(rows * kv * width * (prompt + config.rollout.max_response_tokens)),

@@ -11,6 +11,7 @@ from typing import Any
 from mifo.config.schema import TrainConfig
 
 FLOPS_PER_GENERATED, FLOPS_PER_TRAINED = 2, 6  # × parameters × tokens
+FLOPS_PER_PASS = 2  # without gradients of weights
 FLOPS_PER_FROZEN = 4  # forward, and backward through weights that get no gradients of their own
 
 
@@ -44,6 +45,7 @@ class Ledger:
     scorer_fed_tokens: int = 0
     adapter_fed_tokens: int = 0  # of sft_fed_tokens: those that trained adapters
     adapter_flops: int = 0
+    calibration_fed_tokens: int = 0  # of rejuvenations, once for each pass forwards, or backwards through activations
     evaluation_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     seen_problems: set[str] = field(default_factory=set)
@@ -56,9 +58,15 @@ class Ledger:
 
     @property
     def training_flops(self) -> float:
-        """6·N·D over tokens fed to forward and backward passes of the policy, and what adapters and the scorer cost."""
+        """6·N·D over tokens fed to forward and backward passes of the policy, and what adapters, scorer and calibration cost."""
         own = self.rl_fed_tokens + self.sft_fed_tokens - self.adapter_fed_tokens
-        return float(FLOPS_PER_TRAINED * self.parameters * own + self.adapter_flops + self.scorer_flops)
+        others = self.adapter_flops + self.scorer_flops + self.calibration_flops
+        return float(FLOPS_PER_TRAINED * self.parameters * own + others)
+
+    @property
+    def calibration_flops(self) -> float:
+        """2·N·D over tokens of rejuvenations' passes, a backward pass through activations alone like a forward one."""
+        return float(FLOPS_PER_PASS * self.parameters * self.calibration_fed_tokens)
 
     @property
     def scorer_flops(self) -> float:
@@ -112,7 +120,7 @@ class Ledger:
         """The totals as plain data, for ledger.json."""
         plain = self.state_dict()
         del plain["seen_problems"], plain["seen_demonstrations"]
-        names = ("generation_flops", "training_flops", "scorer_flops")
+        names = ("generation_flops", "training_flops", "scorer_flops", "calibration_flops")
         return plain | {name: getattr(self, name) for name in names}
 
     def state_dict(self) -> dict[str, Any]:

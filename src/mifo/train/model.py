@@ -9,6 +9,7 @@ Hub access happens only when the user names a hub id.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,12 @@ def tiny_model(seed: int = 0, *, hidden: int = 64, layers: int = 2) -> Qwen2ForC
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen2ForCausalLM(config).float()
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

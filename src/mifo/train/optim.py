@@ -55,6 +55,19 @@ class ScheduledAdamW:
         for group in self.optimizer.param_groups:
             group |= {"betas": (config.beta1, config.beta2), "eps": config.epsilon, "weight_decay": config.weight_decay}
 
+    @torch.no_grad()
+    def forget(self, parameter: nn.Parameter, neurons: Tensor, dimension: int) -> None:
+        """Momentum of some rows or columns of a parameter back to zero; their second moment stays (see `train.rejuvenate`).
+
+        Args:
+            parameter: one of this optimizer's.
+            neurons: bool, one for each row or column.
+            dimension: which index of the parameter counts them.
+        """
+        momentum = self.optimizer.state.get(parameter, {}).get("exp_avg")
+        if momentum is not None:
+            momentum.index_fill_(dimension, neurons.nonzero()[:, 0], 0.0)
+
     def prepare(self) -> float:
         """Set and return the rate of the coming update."""
         rate = learning_rate(self.config, self.updates)

@@ -1,10 +1,11 @@
 """Where a run changes its phase or its stage: what is measured, frozen, adapted and begun anew there.
 
     RL → SFT   accuracy; C̃, TopK, M; adapters where the phase trains some
-    SFT → RL   adapters merged; everything unfrozen; accuracy, which the method hears of; θ_RL,start ← θ
-    stage      accuracy; optimizers without moments and with the settings of the next stage, a map of its own
+    SFT → RL   adapters merged; everything unfrozen; accuracy, which the method hears of; rejuvenation; θ_RL,start ← θ
+    stage      accuracy; optimizers without moments and with the settings of the next stage, a map of its own; rejuvenation
 
-A stop may come while accuracy is measured, and nowhere else: every `mark` has all before it done and nothing after it.
+A stop may come while accuracy is measured or a rejuvenation calibrates, and nowhere else: every `mark` has all before it done
+and nothing after it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mifo.train.adapters import Adapters
 from mifo.train.collect import derive_seed
 from mifo.train.metrics import freeze_record, score_record
 from mifo.train.reference import refer
+from mifo.train.rejuvenate import rejuvenate_before_stage, rejuvenate_between_intervals
 from mifo.types import Freeze, LowRank, Phase
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def enter(run: Run, phase: Phase) -> None:
     changes = phase.name != run.phase
     if changes and run.phase == "sft":
         leave_sft(run)
+        rejuvenate_between_intervals(run)
     if refer(run.learner, _with_reference(run, phase)):
         run.mark()
     if not changes:
@@ -43,13 +46,14 @@ def enter(run: Run, phase: Phase) -> None:
     if phase.adapters is not None:
         attach_adapters(run, phase.adapters, phase.optimizer)
     run.phase = phase.name
+    run.sft_phases += phase.name == "sft"
     run.emit("events", {"event": "phase", "phase": phase.name, "step": run.steps, **(run.frozen or {})})
     run.mark()
 
 
 def _with_reference(run: Run, phase: Phase) -> Phase:
-    """KL terms of a later stage compare with the policy as the stage found it."""
-    if run.stage == 0:
+    """KL terms of a later stage compare with the policy as the stage found it; of the first, too, if it was rejuvenated."""
+    if run.stage == 0 and run.config.rejuvenation_before[0] is None:
         return phase
     own = "" if phase.reference is None else f": {phase.reference}"
     return replace(phase, reference=f"stage {run.stage + 1}{own}")
@@ -147,17 +151,21 @@ def make_importance(parameters: list[nn.Parameter], freeze: Freeze | None) -> Im
 
 
 def change_stage_if_due(run: Run) -> None:
-    """On to the next stage where this one has its steps and no SFT phase is half done."""
-    if not run.stage_is_over or run.stage == len(run.parts.methods) - 1:
-        return
+    """On to the next stage where this one has its steps and no SFT phase is half done; and what stands before a stage."""
+    if run.stage_is_over and run.stage < len(run.parts.methods) - 1:
+        _change_stage(run)
+    rejuvenate_before_stage(run)
+
+
+def _change_stage(run: Run) -> None:
     if sft_is_open(run):
         leave_sft(run)
     run.phase = None
     run.mark()
-    name = f"after stage {run.stage + 1}"
+    name = f"after stage {run.config.stage_numbers[run.stage]}"
     score = run.evaluate(name)
     run.scores[name] = None if score is None else score_record(score)
-    run.stage, run.stage_began = run.stage + 1, run.steps
+    run.stage, run.stage_began, run.sft_phases = run.stage + 1, run.steps, 0
     run.guard.forget()
     set_up_stage(run)
     run.emit("events", {"event": "stage", "step": run.steps, **run.stage_record})

@@ -56,7 +56,7 @@ class Parts:
     grader: Grader
     optimizers: Mapping[str, ScheduledAdamW]
     scorer: Scorer | None
-    reference_hash: str | None  # of the weights that a KL term compares with, read from model.path at every start
+    reference_hash: str | None  # of model.path, read at every start, where KL terms or a rejuvenation go back to it
     evaluate: Evaluate | None
     listener: Listener
     stop: Stop
@@ -92,6 +92,8 @@ class Run:
         self.adapted: str | None = (
             None  # the optimizer that the one of the adapters stands in for, while there are some
         )
+        self.sft_phases = 0  # of the present stage, begun
+        self.rejuvenations: list[dict[str, Any]] = []  # done so far: when, and what was reset
         self.meters: list[dict[str, Any]] = []  # one entry an SFT phase: accuracy before and after, what was frozen
         self.scores: dict[str, Any] = {}
         self.frozen: dict[str, Any] | None = None
@@ -114,9 +116,10 @@ class Run:
     @property
     def stage_record(self) -> Mapping[str, Any]:
         """The stage as records name it; {} in a run of one method."""
-        if len(self.parts.methods) == 1:
+        if not self.config.stages:
             return {}
-        return {"stage": self.stage + 1, "method": self.config.by_stage[self.stage].method.name}
+        number = self.config.stage_numbers[self.stage]
+        return {"stage": number, "method": self.config.by_stage[self.stage].method.name}
 
     @property
     def metering(self) -> bool:

@@ -10,11 +10,9 @@ was done and after which nothing was, but for what `Turn` holds.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from mifo.errors import CheckpointError
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
 OWN = (
     "steps", "iterations", "version", "phase", "meters", "scores", "frozen", "evaluated", "evaluated_flops", "finished_at",
-    "stage", "stage_began",
+    "stage", "stage_began", "sft_phases", "rejuvenations",
 )  # fmt: skip
 
 
@@ -188,8 +186,8 @@ def _refuse_other_inputs(run: Run, state: Mapping[str, Any]) -> None:
         )
     if state["reference"] != run.parts.reference_hash:
         raise CheckpointError(
-            f"model.path = '{run.config.model.path}' holds other weights than when {run.parts.folder} was started, and the KL "
-            "term compares with them. Put the model back as it was, or start another run."
+            f"model.path = '{run.config.model.path}' holds other weights than when {run.parts.folder} was started, and a KL "
+            "term compares with them, or a rejuvenation goes back to them. Put the model back as it was, or start another run."
         )
 
 
@@ -206,15 +204,6 @@ def _restore_adapters(run: Run, stored: Mapping[str, Any] | None, tensors: Mappi
 def cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies in memory of their own, under the same names."""
     return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def hash_weights(model: nn.Module) -> str:
-    """SHA-256 of a model's parameters and buffers, with their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def copy_parameters(model: nn.Module, stored: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from mifo.config.legacy import in_force
+from mifo.config.schema import REJUVENATE
 from mifo.errors import CheckpointError
 from mifo.train.run import Run
 from mifo.train.storage import replace_file, sync_files
@@ -45,6 +46,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "sft_steps": ledger["sft_steps"],
         "intervals": len(phases),
         "sft_phases": phases,
+        "rejuvenations": run.rejuvenations,
         "frozen_fraction": phases[-1]["frozen_fraction"] if phases else 0.0,
         "demonstrations_used": ledger["demonstrations_used"],
         "unique_demonstrations": ledger["unique_demonstrations"],
@@ -70,18 +72,19 @@ def _ended_by(run: Run) -> str:
 
 def _stages(run: Run) -> list[dict[str, Any]]:
     """What each stage that was begun was and what accuracy it ended with; [] for a run of one method."""
-    configs = run.config.by_stage
-    if len(configs) == 1:
+    if not run.config.stages:
         return []
+    present = run.config.stage_numbers[run.stage]
     stages = []
-    for index, config in enumerate(configs[: run.stage + 1]):
-        done = index < run.stage
-        end = run.scores.get(f"after stage {index + 1}" if done else "after")
+    for number, stage in enumerate(run.config.stages[:present], 1):
+        end = run.scores.get(f"after stage {number}" if number < present else "after")
+        steps = stage.steps if number < present else run.steps - run.stage_began
+        rejuvenates = stage.rejuvenate is not None
         stages.append(
             {
-                "stage": index + 1,
-                "method": config.method.name,
-                "steps": config.train.steps if done else run.steps - run.stage_began,
+                "stage": number,
+                "method": REJUVENATE if rejuvenates else stage.method.name,
+                "steps": 0 if rejuvenates else steps,
                 "accuracy_after": _get(end, "accuracy"),
                 "accuracy_after_interval": _interval(end),
             }

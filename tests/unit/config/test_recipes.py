@@ -185,6 +185,47 @@ def test_corrected_sft_then_rl(steps, rate):
     assert config.sft_optimizer.decay_updates == config.method.sft_steps
 
 
+def test_rejuvenation_between_sft_and_rl():
+    """The shipped stages share what a fair comparison needs; the published ones are those of S3's mathematical setting."""
+    _, base = load_config("grpo-smollm2")
+    _, config = load_config("rejuvenate-smollm2")
+    assert config.method_name == "sft → rejuvenate → grpo"
+    assert config.stages[2].method == base.method
+    for stage in config.by_stage:
+        for table in ("model", "data", "reward", "rollout", "rl_optimizer", "sft_optimizer", "evaluation"):
+            assert getattr(stage, table) == getattr(base, table)
+    _, mifo = load_config("mifo-rejuvenated-smollm2")
+    _, plain = load_config("smollm2-arithmetic")
+    assert mifo.rejuvenation.every_intervals == 2
+    assert dataclasses.replace(mifo, rejuvenation=plain.rejuvenation) == plain
+    _, config = load_config("rejuvenate-qwen2.5-math-7b")
+    sft, rl = config.by_stage
+    assert (sft.sft_optimizer.learning_rate, sft.sft_optimizer.weight_decay, sft.sft_optimizer.schedule) == (
+        3e-6,
+        0.0,
+        "constant",
+    )
+    assert sft.train.steps * sft.method.batch_size == 32 * 46_000
+    settings = config.rejuvenation_before[1]
+    assert (settings.alpha, settings.rho, settings.targets, settings.samples, settings.base) == (
+        0.5,
+        0.01,
+        16,
+        64,
+        None,
+    )
+    method = rl.method.rl
+    assert (method.prompts_per_step, method.rollouts_per_prompt, method.updates_per_step) == (512, 8, 4)
+    assert (method.normalizer, method.kl_coefficient, method.clip_low, method.clip_high) == (
+        "sequence",
+        0.001,
+        0.2,
+        0.2,
+    )
+    assert (config.reward.correct, config.reward.incorrect, config.rl_optimizer.learning_rate) == (1.0, -1.0, 1e-6)
+    assert (config.data.max_prompt_tokens, config.rollout.max_response_tokens) == (512, 1024)
+
+
 def test_published_settings_of_methods_that_continue_demonstrations():
     uft = load_config("uft-qwen2.5-math-7b")[1].method
     rl = uft.rl

@@ -27,9 +27,11 @@ TABLES = [
 ]
 SETTINGS = [(table, f.name) for table in TABLES if table is not schema.Config for f in dataclasses.fields(table)]
 # Settings that are read through a property of Config.
-DERIVED = {(schema.EvaluationConfig, "max_response_tokens"): "evaluation_tokens"} | {
-    (schema.StageConfig, name): "by_stage" for name in ("method", "steps", "rl_optimizer", "sft_optimizer")
-}
+DERIVED = (
+    {(schema.EvaluationConfig, "max_response_tokens"): "evaluation_tokens"}
+    | {(schema.StageConfig, name): "by_stage" for name in ("method", "steps", "rl_optimizer", "sft_optimizer")}
+    | {(schema.StageConfig, "rejuvenate"): "rejuvenation_before"}
+)
 # What a variable that holds a table is called where its settings are read.
 HOLDERS = {
     schema.ModelConfig: {"model", "config"},
@@ -63,6 +65,8 @@ HOLDERS = {
     schema.PrimeMethod: {"method"},
     schema.CriticOptimizerConfig: {"settings", "config", "optimizer"},
     schema.PrmOptimizerConfig: {"settings", "config", "optimizer"},
+    schema.RejuvenationConfig: {"settings"},
+    schema.IntervalRejuvenationConfig: {"settings"},
     schema.TrainConfig: {"train"},
     schema.EvaluationConfig: {"evaluation"},
     schema.RunConfig: {"run"},

@@ -153,6 +153,68 @@ def test_mistakes_in_stages(tmp_path, text, message):
         load(tmp_path, f'extends = "tiny"\n{text}')
 
 
+REJUVENATE = "[[stages]]\n[stages.rejuvenate]\n"
+GRPO = '[[stages]]\nsteps = 4\n[stages.method]\nname = "grpo"\n'
+SFT = '[[stages]]\nsteps = 2\n[stages.method]\nname = "sft"\nbatch_size = 7\n'
+
+
+def test_a_stage_that_rejuvenates_trains_nothing(tmp_path):
+    config = load(tmp_path, BASE + SFT + REJUVENATE + "alpha = 0.25\n" + GRPO)
+    assert config.method_name == "sft → rejuvenate → grpo"
+    assert [stage.method.name for stage in config.by_stage] == ["sft", "grpo"]
+    assert (config.steps, config.stage_numbers) == (6, (1, 3))
+    before = config.rejuvenation_before
+    assert before[0] is None
+    assert (before[1].alpha, before[1].rho, before[1].targets, before[1].samples) == (0.25, 0.01, 16, 64)
+    assert config.rejuvenations == (before[1],)
+    assert decode(Config, json.loads(json.dumps(encode(config)))) == config
+    assert load(tmp_path, BASE).rejuvenations == ()
+
+
+def test_rejuvenation_between_intervals_may_stand_beside_a_stage(tmp_path):
+    between = "[rejuvenation]\nevery_intervals = 3\nrho = 0.0\n"
+    config = load(tmp_path, BASE + between + SFT + REJUVENATE + '[[stages]]\n[stages.method]\nname = "mifo"\n')
+    assert [settings.rho for settings in config.rejuvenations] == [0.01, 0.0]
+    assert config.rejuvenation.every_intervals == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SFT + REJUVENATE, r"stages\[2\]\.rejuvenate is the last of 2 stages.*Add a stage behind it"),
+        (REJUVENATE, r"stages\[1\]\.rejuvenate is the last of 1 stages"),
+        (REJUVENATE + GRPO, r"stages\[1\]\.rejuvenate comes before anything is trained.*stages\[1\]\.rejuvenate\.base"),
+        (SFT + REJUVENATE + REJUVENATE + GRPO, r"stages\[2\]\.rejuvenate is followed by another rejuvenation"),
+        (SFT + REJUVENATE + "alpha = 1.0\nrho = 0.0\n" + GRPO, r"stages\[2\]\.rejuvenate\.alpha = 1 with .* leaves every weight"),
+        (SFT + REJUVENATE + "alpha = 0.0\n" + GRPO, r"alpha = 0 gives back the base"),
+        (SFT + REJUVENATE + "alpha = 1.5\n" + GRPO, r"stages\[2\]\.rejuvenate\.alpha = 1\.5 must be at least 0 and at most 1"),
+        (SFT + REJUVENATE + "rho = 0.0\nsigned = true\n" + GRPO, r"rejuvenate\.signed = true has no effect with"),
+        (SFT + REJUVENATE + "rho = 0.0\nper_module_quota = true\n" + GRPO, r"per_module_quota = true has no effect"),
+        (SFT + REJUVENATE + "every_intervals = 2\n" + GRPO, r"stages\[2\]\.rejuvenate\.every_intervals is not a setting"),
+        (SFT + "[[stages]]\nsteps = 3\n[stages.rejuvenate]\n" + GRPO, r"stages\[2\]\.steps has no effect with stages\[2\]"),
+        (SFT + REJUVENATE + '[stages.method]\nname = "sft"\n' + GRPO, r"stages\[2\]\.method has no effect"),
+        (SFT + REJUVENATE + '[[stages]]\n[stages.method]\nname = "ppo"', r"stages\[3\]\.method\.name = 'ppo' has a second"),
+        (SFT + REJUVENATE + "[[stages]]\n[stages.method]\nsft_batch_size = 99", r"in stages\[3\]: method\.sft_batch_size = 99"),
+        ("[rejuvenation]\nalpha = 0.25", r"rejuvenation\.alpha = 0\.25 has no effect without rejuvenation\.every_intervals"),
+        ("[rejuvenation]\nevery_intervals = 0", r"rejuvenation\.every_intervals = 0 must be at least 1"),
+        ("[rejuvenation]\nevery_intervals = 1\nalpha = 1.0\nrho = 0.0", r"rejuvenation\.alpha = 1 with rejuvenation\.rho = 0"),
+        (
+            '[method]\nname = "grpo"\n[rejuvenation]\nevery_intervals = 1',
+            r"every_intervals = 1 with method\.name = 'grpo', which never returns.*Use mifo, relift, multi_stage",
+        ),
+        ("[rejuvenation]\nevery_intervals = 1\n" + SFT + GRPO, r"with method\.name = 'sft', 'grpo', which never returns"),
+        (
+            '[method]\nname = "multi_stage"\nsft_steps = 2\nrl_steps = 2\n[train]\nsteps = 8\n'
+            "[rejuvenation]\nevery_intervals = 3",
+            r"every_intervals = 3 never comes with 2 cycles",
+        ),
+    ],
+)  # fmt: skip
+def test_rejuvenations_that_cannot_be(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, f'extends = "tiny"\n{text}')
+
+
 def test_an_inherited_list_of_stages_is_replaced_as_a_whole(tmp_path):
     (tmp_path / "base.toml").write_text(BASE + STAGES)
     config = load(tmp_path, 'extends = "base.toml"\n[[stages]]\nsteps = 2\n[stages.method]\nname = "grpo"')

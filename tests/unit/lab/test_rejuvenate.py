@@ -175,6 +175,16 @@ def test_mixed_types_end_in_the_wider_one(demonstrations, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype="auto").dtype == torch.float32
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_models_stored_in_bfloat16_are_computed_in_it(demonstrations, tmp_path, seed):
+    model = family_model("llama", seed)
+    folders = save(model.bfloat16(), tmp_path / "base"), save(moved(model.float(), seed).bfloat16(), tmp_path / "over")
+    done = rejuvenate(*folders, str(tmp_path / "out"), settings_of(demonstrations))
+    assert {t.dtype for t in stored(tmp_path / "out").values()} == {torch.bfloat16}
+    assert done.reset_neurons > 0
+    assert 1e-5 < done.selection.reconstruction_error["max"] < 1.0  # rounding of bfloat16, and no more
+
+
 def test_prefix_modules_are_ranked_with_the_others(rejuvenated):
     _, done = rejuvenated
     assert any(module.reset for module in done.selection.modules if module.kind in PREFIX)
