@@ -210,6 +210,7 @@ def main() -> None:
         "ratio": round(most * GIB / BUDGET_BYTES, 3),
         "workload": f"mifo rejuvenate, bf16, Llama-3.1-8B with {sorted(found)} of {LAYERS_OF_8B} layers, widths / "
         f"{arguments.scale}, one pair of at most {arguments.tokens} tokens, {arguments.targets} targets",
+        "measured_layers": " and ".join(map(str, sorted(found))),
         "gib_of_all_layers": most,
         "budget_gb": BUDGET_BYTES / 1e9,
         "weights_of_all_layers_gib": round(weight_bytes(LAYERS_OF_8B, arguments.scale) / GIB, 2),

@@ -35,6 +35,11 @@ def details(name: str, record: dict[str, Any]) -> str:
             f"{record['ours']['peak_mib']:.0f} against {record['full']['peak_mib']:.0f} MiB, of which gradients "
             f"{record['gradients_mib']:.0f}; CPU time ratio {record['ratio_cpu']}"
         )
+    if name == "rejuvenate_memory":
+        parts = {part: entry["gib_of_all_layers"] for part, entry in record["parts"].items()}
+        held = ", ".join(f"{part} {gib:.1f}" for part, gib in parts.items())
+        weights = record["weights_of_all_layers_gib"]
+        return f"{held} GiB, extrapolated from {record['measured_layers']} to 32 layers; the weights are {weights:.1f}"
     if name == "checkpoint":
         parts = []
         for memory in ("plenty", "little"):

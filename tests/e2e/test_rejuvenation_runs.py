@@ -271,6 +271,15 @@ def test_pairs_are_the_first_demonstrations(runs):
     assert [p.problem_id for p in demonstrated_pairs(run.parts.corpus)][:3] == ["p0", "p2", "p3"]
 
 
+def test_activations_that_are_made_again_in_training_are_kept_in_calibration(runs, config_of, tmp_path):
+    folder, _, _ = runs("stages")
+    run_small(replaced(config_of("stages"), "model", activation_checkpointing=True), tmp_path / "run")
+    [ours], [theirs] = events(tmp_path / "run", "rejuvenation"), events(folder, "rejuvenation")
+    assert ours["reset_neurons"] == pytest.approx(theirs["reset_neurons"], abs=2)
+    assert ours["reset_neurons"] > 0
+    assert ours["reconstruction_error"]["max"] < 1e-4
+
+
 # --- between intervals -----------------------------------------------------------------------------------------------
 
 

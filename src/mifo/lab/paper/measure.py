@@ -14,9 +14,10 @@ from mifo.data.chat import TemplateName
 from mifo.lab.arena_measure import for_problems, verdicts
 from mifo.lab.magnitude import magnitude
 from mifo.lab.paper.finding import Evidence
-from mifo.lab.samples import make_policy, token_scores
+from mifo.lab.samples import make_policy
 from mifo.lab.sparsify import SparsifySettings, sparsify
 from mifo.train.build import make_chat
+from mifo.train.calibration import token_scores
 from mifo.train.corpus import read_corpus
 from mifo.train.device import set_up_cpu
 from mifo.train.model import load_model, load_tokenizer
