@@ -20,6 +20,7 @@ from mifo.lab.samples import PairSettings
 from mifo.train.build import make_grader, prepare
 from mifo.train.calibration import demonstrated_pairs, reset_masks, token_entropies
 from mifo.train.checkpoint import load_checkpoint
+from mifo.train.estimate import estimate
 from mifo.train.model import load_model, tiny_model
 from mifo.train.policy import Policy
 from mifo.train.summary import export_model, summarise
@@ -516,3 +517,13 @@ def test_data_without_demonstrations_short_enough(config_of):
     config = config_of("stages", {"stages": stages})
     with make_grader(config) as grader, pytest.raises(DataError, match="at most max_tokens = 4 tokens"):
         prepare(config, grader)
+
+
+def test_a_dry_run_counts_the_base(config_of):
+    for name, rejuvenation in (("stages", None), ("between", {})):
+        config = config_of(name)
+        plain = config_of(name, {"stages": [STAGES[0], GRPO]} if rejuvenation is None else {"rejuvenation": {}})
+        with make_grader(config) as grader:
+            found, without = (estimate(c, (p := prepare(c, grader)).methods, p.corpus) for c in (config, plain))
+        row = "base of a rejuvenation, while it lasts"
+        assert (found.memory[row], without.memory[row]) == (4 * found.parameters, 0)

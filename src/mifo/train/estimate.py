@@ -50,10 +50,12 @@ def estimate(config: Config, methods: Sequence[Method], corpus: Corpus) -> Estim
     """Memory and time of a run; loads no weights. With stages: the most of each component, the mean time of a step."""
     parts = [_of_stage(stage, method, corpus) for stage, method in zip(config.by_stage, methods, strict=True)]
     seconds = sum(part.seconds for part in parts)
+    base = 4 * parts[0].parameters if config.rejuvenations else 0
+    memory = {name: max(part.memory[name] for part in parts) for name in parts[0].memory}
     return Estimate(
         parameters=parts[0].parameters,
         model=parts[0].model,
-        memory={name: max(part.memory[name] for part in parts) for name in parts[0].memory},
+        memory=memory | {"base of a rejuvenation, while it lasts": base},
         flops_per_step=sum(p.flops_per_step * s.train.steps for p, s in zip(parts, config.by_stage, strict=True))
         / config.steps,
         seconds_per_step=seconds / config.steps,
@@ -133,7 +135,6 @@ def _memory(
         "adapters, gradients, moments": 16 * adapters,
         "copy for the checkpoint writer": _checkpoint_copy(config, method, parameters) + 12 * adapters,
         "reference model": 4 * parameters if method.needs_reference else 0,
-        "base of a rejuvenation, while it lasts": 4 * parameters if config.rejuvenations else 0,
         "critic or reward model, gradients, moments": 16 * parameters if method.scorer is not None else 0,
         "sampler's weights": width * parameters,
         "sampler's cache": int(rows * kv * width * (prompt + config.rollout.max_response_tokens)),
