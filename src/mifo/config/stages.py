@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mifo.config.decode import closest, numbered
+from mifo.config.decode import closest, encode, numbered
 from mifo.config.schema import REJUVENATE, Config, StageConfig
 from mifo.errors import ConfigError
 
@@ -42,12 +42,17 @@ def with_stages(tables: Mapping[str, Any]) -> dict[str, Any]:
     written = []
     for index, stage in enumerate(stages):
         _check_keys(stage, numbered("stages", index))
-        written.append(stage if REJUVENATE in stage else merge(inherited, stage))
+        written.append(stage if _rejuvenates(stage) else merge(inherited, stage))
     return {**tables, "stages": written}
+
+
+def _rejuvenates(stage: Mapping[str, Any]) -> bool:
+    return bool(stage.get(REJUVENATE, "none") != "none")
 
 
 def _check_keys(stage: Mapping[str, Any], where: str) -> None:
     known = [f.name for f in dataclasses.fields(StageConfig)]
+    written_out = encode(StageConfig())  # as a configuration that was written to a file has them
     for key in stage:
         if key in OF_THE_WHOLE_RUN:
             raise ConfigError(
@@ -57,7 +62,7 @@ def _check_keys(stage: Mapping[str, Any], where: str) -> None:
             )
         if key not in known:
             raise ConfigError(f"{where}.{key} is not a setting of a stage. {closest(key, known)}")
-        if key in TRAINED and REJUVENATE in stage:
+        if key in TRAINED and _rejuvenates(stage) and stage[key] != written_out[key]:
             raise ConfigError(
                 f"{where}.{key} has no effect with {where}.{REJUVENATE}: such a stage trains nothing. Write what comes after it "
                 "as a stage of its own."

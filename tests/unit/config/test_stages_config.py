@@ -11,6 +11,7 @@ from mifo.config.describe import reference_page
 from mifo.config.help import settings_help
 from mifo.config.load import load_config
 from mifo.config.schema import Config, GrpoMethod, MifoMethod, SftMethod
+from mifo.config.stages import with_stages
 from mifo.errors import ConfigError
 
 LORA = {"lora_rank": 8}
@@ -167,7 +168,8 @@ def test_a_stage_that_rejuvenates_trains_nothing(tmp_path):
     assert before[0] is None
     assert (before[1].alpha, before[1].rho, before[1].targets, before[1].samples) == (0.25, 0.01, 16, 64)
     assert config.rejuvenations == (before[1],)
-    assert decode(Config, json.loads(json.dumps(encode(config)))) == config
+    stored = json.loads(json.dumps(encode(config)))
+    assert decode(Config, stored) == decode(Config, with_stages(stored)) == config
     assert load(tmp_path, BASE).rejuvenations == ()
 
 
