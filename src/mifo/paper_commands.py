@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from mifo.lab.paper.finding import Finding, Judged
 from mifo.lab.paper.plan import Plan
 from mifo.lab.paper.suite import Options, chosen, run_suite, suite_record
 from mifo.lab.paper.tier import TIERS, Tier
+from mifo.report.output import NO_FIGURE, new_figure
 from mifo.report.paper_page import claims_csv, page, print_findings
+from mifo.report.paper_plot import draw_claims
 from mifo.signals import EXIT_STOPPED, stopping_on_signals
 from mifo.train.console import Screen
 from mifo.train.stop import Stop
@@ -83,7 +86,14 @@ def _write(tier: Tier, judged: Sequence[Judged], options: Options) -> list[Path]
     }
     for name, text in contents.items():
         replace_file(Storage(), options.folder / name, text.encode("utf-8"))
-    return [options.folder / name for name in contents]
+    written = [options.folder / name for name in contents]
+    figure = new_figure()
+    if figure is None:
+        print(f"mifo: {NO_FIGURE}", file=sys.stderr)
+        return written
+    draw_claims(figure, judged)
+    figure.savefig(options.folder / "paper.png", dpi=150)
+    return [*written, options.folder / "paper.png"]
 
 
 def _machine(options: Options) -> str:

@@ -17,7 +17,7 @@ from mifo.config.schema import Config
 from mifo.errors import ConfigError
 from mifo.lab.arena_statistics import Estimate
 from mifo.lab.bugs import BugRow, Bugs, BugSettings, bugs
-from mifo.lab.findings import Finding
+from mifo.lab.claims import Claim, expected, figure
 from mifo.lab.forgetting import OBJECTIVES, Forgetting, ForgettingSettings, forgetting
 from mifo.lab.sparsify_online import OnlineSettings, OnlineSparsification, sparsify_online
 from mifo.lab.training_plan import Workplace
@@ -38,7 +38,7 @@ class Measured(Protocol):
     """What a probe that trains finds."""
 
     @property
-    def findings(self) -> tuple[Finding, ...]: ...
+    def claims(self) -> tuple[Claim, ...]: ...
 
     @property
     def notes(self) -> tuple[str, ...]: ...
@@ -156,7 +156,7 @@ def _carry_out(
         screen.print(f"nothing to compare: too many runs failed; see the logs in {place.folder / 'logs'}")
         return EXIT_RUN_FAILED
     screen.print(tabulate(found))
-    screen.print(_findings_table(found.findings))
+    screen.print(_claims_table(found.claims))
     for note in found.notes:
         screen.print(note)
     screen.print("Brackets are 95 % intervals over seeds and, for accuracies, problems; differences are paired.")
@@ -176,10 +176,10 @@ def _processes(jobs: int | None) -> tuple[int, int]:
     return jobs, max(1, cores // jobs)
 
 
-def _findings_table(findings: Sequence[Finding]) -> Table:
-    table = Table("the paper's claim", "there", "measured here", "verdict", title="Findings")
-    for one in findings:
-        table.add_row(one.claim, one.source, one.measured, one.verdict)
+def _claims_table(claims: Sequence[Claim]) -> Table:
+    table = Table("the paper's claim", "there", "measured here", "reproduces where", "verdict", title="Claims")
+    for claim in claims:
+        table.add_row(claim.text, claim.paper, figure(claim), expected(claim), claim.verdict)
     return table
 
 

@@ -7,9 +7,8 @@ readings of the dropped micro-batches, the two means of means, and both bugs tog
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,17 +23,8 @@ from mifo.lab.arena_statistics import (
 )
 from mifo.lab.bug_learner import Bug
 from mifo.lab.bug_run import HELD_OUT
-from mifo.lab.findings import (
-    Finding,
-    difference,
-    is_positive,
-    is_small,
-    log_ratio,
-    opposite,
-    over_seeds,
-    paired,
-)
-from mifo.lab.training_plan import Workplace, base_config, check_counts, sft_config
+from mifo.lab.claims import Claim, difference_over_seeds, over_seeds, ratio
+from mifo.lab.training_plan import Workplace, base_config, check_counts, sft_config, with_verdicts
 from mifo.lab.trials import Trial, TrialFailure, TrialResult, run_trials
 from mifo.train.checkpoint import read_json
 
@@ -42,6 +32,7 @@ RIGHT, LOST, FIRST, MEANS, RANKS, BOTH = (
     "correct", "first and last kept", "first only", "mean of micro-batches", "mean of ranks", "both",
 )  # fmt: skip
 END_SHARE = 0.25  # of the updates: where the loss at the end is read
+Compare = Callable[[Mapping[int, float], Mapping[int, float]], Estimate | None]
 SAME_NORM = 0.1  # a gradient norm that changes by less is unchanged
 
 
@@ -102,8 +93,8 @@ class BugRow:
     loss_difference: Estimate | None
     held_out_loss: Estimate | None
     norm: Estimate | None
-    log_norm_ratio: Estimate | None
-    log_variability_ratio: Estimate | None
+    norm_ratio: Estimate | None
+    variability_ratio: Estimate | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,16 +104,13 @@ class Bugs:
     settings: BugSettings
     runs: tuple[BugRun, ...]
     table: tuple[BugRow, ...]
-    findings: tuple[Finding, ...]
+    claims: tuple[Claim, ...]
     notes: tuple[str, ...]
     failures: tuple[TrialFailure, ...]
 
     def record(self) -> dict[str, Any]:
         """Plain data."""
-        plain = asdict(self)
-        for failure in plain["failures"]:
-            failure["log"] = str(failure["log"])
-        return plain
+        return with_verdicts(asdict(self), self.claims, self.failures)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each run."""
@@ -168,13 +156,7 @@ def bugs(config: Config, workplace: Workplace, settings: BugSettings | None = No
         ConfigError: a setting is wrong or the bugs could not show with it.
     """
     settings = settings or BugSettings()
-    base = base_config(config)
-    _check(settings)
-    trials = {
-        (name, seed): _trial(base, name, bug, seed, settings)
-        for seed in range(settings.seeds)
-        for name, bug in variants(settings).items()
-    }
+    trials = bug_trials(config, settings)
     done = run_trials(
         list(trials.values()),
         workplace.folder,
@@ -184,11 +166,28 @@ def bugs(config: Config, workplace: Workplace, settings: BugSettings | None = No
         say=workplace.say,
     )
     runs = tuple(
-        _read(name, done.results[trial.name]) for (name, _), trial in trials.items() if trial.name in done.results
+        read_bug_run(name, done.results[trial.name])
+        for (name, _), trial in trials.items()
+        if trial.name in done.results
     )
     if done.stopped or not any(run.variant == RIGHT for run in runs):
         return None
     return compare_bugs(settings, runs, done.failures)
+
+
+def bug_trials(config: Config, settings: BugSettings) -> dict[tuple[str, int], Trial]:
+    """The runs by variant and seed, from a recipe's configuration.
+
+    Raises:
+        ConfigError: a setting is wrong or the bugs could not show with it.
+    """
+    base = base_config(config)
+    _check(settings)
+    return {
+        (name, seed): _trial(base, name, bug, seed, settings)
+        for seed in range(settings.seeds)
+        for name, bug in variants(settings).items()
+    }
 
 
 def _check(settings: BugSettings) -> None:
@@ -228,7 +227,8 @@ def _trial(config: Config, name: str, bug: Bug, seed: int, settings: BugSettings
     return Trial(name=folder, config=own, command=("mifo.lab.bug_run", *words))
 
 
-def _read(variant: str, result: TrialResult) -> BugRun:
+def read_bug_run(variant: str, result: TrialResult) -> BugRun:
+    """What a finished run of a variant reported."""
     return BugRun(
         variant=variant,
         seed=result.seed,
@@ -243,19 +243,20 @@ def _read(variant: str, result: TrialResult) -> BugRun:
 
 
 def compare_bugs(settings: BugSettings, runs: Sequence[BugRun], failures: Sequence[TrialFailure] = ()) -> Bugs:
-    """Rows and findings of some runs; the correct variant is among them."""
+    """Rows and claims of some runs; what needs a variant that is not among them is None."""
     by_variant = {
         name: {run.seed: run for run in runs if run.variant == name}
         for name in variants(settings)
         if any(run.variant == name for run in runs)
     }
-    table = {name: _row(name, own, by_variant[RIGHT]) for name, own in by_variant.items()}
+    right = by_variant.get(RIGHT, {})
+    table = {name: _row(name, own, right) for name, own in by_variant.items()}
     return Bugs(
         settings=settings,
         runs=tuple(runs),
         table=tuple(table.values()),
-        findings=tuple(_findings(by_variant, table)),
-        notes=tuple(_notes(by_variant[RIGHT])),
+        claims=tuple(_claims(by_variant, table)),
+        notes=tuple(_notes(right)),
         failures=tuple(failures),
     )
 
@@ -264,29 +265,29 @@ def _notes(right: Mapping[int, BugRun]) -> Iterator[str]:
     """What limits what can be seen."""
     if len(right) == 1:
         yield "One seed says nothing of another: losses and norms have no intervals."
-    if not any(run.accuracy for run in right.values()):
+    if right and not any(run.accuracy for run in right.values()):
         yield "The correct runs solved no held-out problem, so accuracies say nothing of the bugs: give more --steps."
 
 
 def _row(name: str, own: Mapping[int, BugRun], right: Mapping[int, BugRun]) -> BugRow:
     seeds, scores = sorted(own), _scores(own)
 
-    def beside(figure: str, how: Any) -> Estimate | None:
+    def beside(figure: str, how: Compare) -> Estimate | None:
         first, second = ({s: getattr(run, figure) for s, run in runs.items()} for runs in (own, right))
-        return None if name == RIGHT else paired(first, second, how)
+        return None if name == RIGHT else how(first, second)
 
-    held_out = [run.held_out_loss for run in own.values() if run.held_out_loss is not None]
+    held_out = {seed: run.held_out_loss for seed, run in own.items() if run.held_out_loss is not None}
     return BugRow(
         variant=name,
         seeds=len(own),
         accuracy=share_interval(score_table(scores, seeds, shared_problems([scores]))),
         accuracy_difference=None if name == RIGHT else paired_difference(scores, _scores(right)),
-        loss=over_seeds([run.loss for run in own.values()]),
-        loss_difference=beside("loss", difference),
+        loss=over_seeds({seed: run.loss for seed, run in own.items()}),
+        loss_difference=beside("loss", difference_over_seeds),
         held_out_loss=over_seeds(held_out),
-        norm=over_seeds([run.norm for run in own.values()]),
-        log_norm_ratio=beside("norm", log_ratio),
-        log_variability_ratio=beside("variability", log_ratio),
+        norm=over_seeds({seed: run.norm for seed, run in own.items()}),
+        norm_ratio=beside("norm", ratio),
+        variability_ratio=beside("variability", ratio),
     )
 
 
@@ -294,73 +295,54 @@ def _scores(runs: Mapping[int, BugRun]) -> dict[int, Mapping[str, float]]:
     return {seed: run.by_problem for seed, run in runs.items()}
 
 
-def _findings(runs: Mapping[str, Mapping[int, BugRun]], table: Mapping[str, BugRow]) -> Iterator[Finding]:
+def _claims(runs: Mapping[str, Mapping[int, BugRun]], table: Mapping[str, BugRow]) -> Iterator[Claim]:
     """The paper's order of effects; "dropped" is what the code did, first and last kept."""
 
-    def lost(better: str, worse: str) -> Estimate | None:
+    def gained(worse: str, better: str) -> Estimate | None:
         if not {better, worse} <= runs.keys():
             return None
-        return paired_difference(_scores(runs[better]), _scores(runs[worse]))
+        return paired_difference(_scores(runs[worse]), _scores(runs[better]))
 
     def figure(name: str, field: str) -> Estimate | None:
         found: Estimate | None = getattr(table[name], field) if name in table else None
         return found
 
-    points = "points of accuracy"
-    for claim, source, estimate in (
-        ("dropped micro-batches cost accuracy", "Table 2: 54.0 → 49.1", lost(RIGHT, LOST)),
-        ("a mean of means costs accuracy", "Table 2: 54.0 → 53.4", lost(RIGHT, MEANS)),
-        ("dropped micro-batches cost more than a mean of means", "Table 2: 53.4 against 49.1", lost(MEANS, LOST)),
-        ("both together cost more than dropped micro-batches", "Table 2: 49.1 → 48.3", lost(LOST, BOTH)),
+    for text, paper, measured in (
+        ("dropped micro-batches cost accuracy", "Table 2: 54.0 → 49.1", gained(LOST, RIGHT)),
+        ("a mean of means costs accuracy", "Table 2: 54.0 → 53.4", gained(MEANS, RIGHT)),
+        ("dropped micro-batches cost more than a mean of means", "Table 2: 53.4 against 49.1", gained(LOST, MEANS)),
+        ("both together cost more than dropped micro-batches", "Table 2: 49.1 → 48.3", gained(BOTH, LOST)),
     ):
-        yield _finding(claim, source, estimate, 100.0, points)
-    shift = figure(LOST, "loss_difference")
-    yield _finding("dropped micro-batches raise the loss", "Figure 2, left", shift, 1.0, "nats at the end")
-    noise, lower, same = (
-        figure(MEANS, "log_variability_ratio"), figure(LOST, "log_norm_ratio"), figure(MEANS, "log_norm_ratio"),
-    )  # fmt: skip
-    yield Finding(
-        claim="a mean of means makes the reported loss more variable",
-        source="Figure 2, left",
-        measured=_times(noise, "variability from update to update"),
-        estimate=noise,
-        verdict=is_positive(noise),
+        yield Claim(text=text, paper=paper, unit="points", side="below", measured=measured)
+    yield Claim(
+        text="dropped micro-batches raise the loss",
+        paper="Figure 2, left",
+        unit="nats",
+        side="above",
+        measured=figure(LOST, "loss_difference"),
     )
-    yield Finding(
-        claim="dropped micro-batches suppress the gradient norm",
-        source="Figure 2, right",
-        measured=_times(lower, "norm"),
-        estimate=lower,
-        verdict=is_positive(opposite(lower)),
+    yield Claim(
+        text="a mean of means makes the reported loss more variable",
+        paper="Figure 2, left",
+        unit="ratio",
+        side="above",
+        bound=1.0,
+        measured=figure(MEANS, "variability_ratio"),
     )
-    yield Finding(
-        claim="a mean of means leaves the gradient norm as it is",
-        source="Figure 2, right",
-        measured=_times(same, f"norm; within {100 * SAME_NORM:g} % is unchanged"),
-        estimate=same,
-        verdict=is_small(same, SAME_NORM),
+    yield Claim(
+        text="dropped micro-batches suppress the gradient norm",
+        paper="Figure 2, right",
+        unit="ratio",
+        side="below",
+        bound=1.0,
+        measured=figure(LOST, "norm_ratio"),
     )
-
-
-def _finding(claim: str, source: str, estimate: Estimate | None, scale: float, unit: str) -> Finding:
-    return Finding(
-        claim=claim,
-        source=source,
-        measured=_measured(estimate, scale, unit),
-        estimate=estimate,
-        verdict=is_positive(estimate),
+    yield Claim(
+        text="a mean of means leaves the gradient norm as it is",
+        paper="Figure 2, right",
+        unit="ratio",
+        side="within",
+        bound=1.0,
+        margin=SAME_NORM,
+        measured=figure(MEANS, "norm_ratio"),
     )
-
-
-def _measured(estimate: Estimate | None, scale: float, unit: str) -> str:
-    if estimate is None:
-        return "not measured"
-    value, low, high = (scale * x for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value:+.3g} [{low:+.3g}, {high:+.3g}] {unit}"
-
-
-def _times(log_ratio: Estimate | None, what: str) -> str:
-    if log_ratio is None:
-        return "not measured"
-    value, low, high = (math.exp(x) for x in (log_ratio.value, log_ratio.low, log_ratio.high))
-    return f"{value:.4g} [{low:.4g}, {high:.4g}] times the correct {what}"

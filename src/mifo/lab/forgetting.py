@@ -16,8 +16,8 @@ from mifo.config.load import load_config, recipe_names
 from mifo.config.schema import Config, MifoMethod
 from mifo.errors import ConfigError
 from mifo.lab.arena_statistics import Estimate, paired_difference
-from mifo.lab.findings import Finding, Verdict, is_positive, opposite
-from mifo.lab.training_plan import Loss, Workplace, base_config, check_counts, rl_config, sft_config
+from mifo.lab.claims import Claim, Side
+from mifo.lab.training_plan import Loss, Workplace, base_config, check_counts, rl_config, sft_config, with_verdicts
 from mifo.lab.trials import TRAIN, Trial, TrialFailure, TrialResult, Trials, run_trials
 
 RL, CE, SELECTED, FROZEN, MIFO = "rl", "ce", "es", "pf", "mifo"
@@ -80,16 +80,13 @@ class Forgetting:
     rl: tuple[RlRun, ...]
     runs: tuple[ForgettingRun, ...]
     table: tuple[ForgettingRow, ...]
-    findings: tuple[Finding, ...]
+    claims: tuple[Claim, ...]
     notes: tuple[str, ...]
     failures: tuple[TrialFailure, ...]
 
     def record(self) -> dict[str, Any]:
         """Plain data."""
-        plain = asdict(self)
-        for failure in plain["failures"]:
-            failure["log"] = str(failure["log"])
-        return plain
+        return with_verdicts(asdict(self), self.claims, self.failures)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each run."""
@@ -223,7 +220,7 @@ def compare_forgetting(
     runs: Sequence[ForgettingRun],
     failures: Sequence[TrialFailure] = (),
 ) -> Forgetting:
-    """Rows and findings of some runs."""
+    """Rows and claims of some runs."""
     names = [name for name in settings.objectives if any(run.objective == name for run in runs)]
     after = {name: {run.seed: run.after for run in runs if run.objective == name} for name in names}
     before = {name: {run.seed: run.before for run in runs if run.objective == name} for name in names}
@@ -244,7 +241,7 @@ def compare_forgetting(
         rl=tuple(rl),
         runs=tuple(runs),
         table=tuple(table.values()),
-        findings=tuple(_findings(table, learned=any(run.mixed_groups > 0 for run in rl))),
+        claims=tuple(_claims(table, learned=any(run.mixed_groups > 0 for run in rl))),
         notes=notes,
         failures=tuple(failures),
     )
@@ -263,27 +260,24 @@ def _notes(rl: Sequence[RlRun]) -> Iterator[str]:
         )
 
 
-def _findings(table: Mapping[str, ForgettingRow], *, learned: bool) -> Iterator[Finding]:
+def _claims(table: Mapping[str, ForgettingRow], *, learned: bool) -> Iterator[Claim]:
     """The paper's Table 2; without a reward nothing can be told."""
 
-    def told(claim: str, source: str, estimate: Estimate | None) -> Finding:
-        verdict: Verdict = is_positive(estimate) if learned else "cannot be told"
-        measured = "not measured"
-        if estimate is not None:
-            value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
-            measured = f"{value:+.1f} [{low:+.1f}, {high:+.1f}] points" + ("" if learned else "; RL had no signal")
-        return Finding(claim=claim, source=source, measured=measured, estimate=estimate, verdict=verdict)
+    def told(text: str, paper: str, side: Side, measured: Estimate | None) -> Claim:
+        undecided = "" if learned else "RL had no signal"
+        return Claim(text=text, paper=paper, unit="points", side=side, measured=measured, undecided=undecided)
 
     changes = {name: row.change for name, row in table.items()}
     if RL in table:
-        yield told("accuracy rises where RL goes on", "Table 2: +1.1", changes[RL])
+        yield told("accuracy rises where RL goes on", "Table 2: +1.1", "above", changes[RL])
     for name in table:
         if name in LOSSES:
-            source = "Table 2, RL→SFT: −15.6" if name == CE else "§2.1: SFT after RL forgets"
-            yield told(f"{name} after RL loses accuracy", source, opposite(changes[name]))
+            paper = "Table 2, RL→SFT: −15.6" if name == CE else "§2.1: SFT after RL forgets"
+            yield told(f"{name} after RL loses accuracy", paper, "below", changes[name])
     if MIFO in table:
-        yield told("accuracy rises with MIFO's SFT", "Table 2: +0.9", changes[MIFO])
-        yield told("MIFO's SFT loses less than cross-entropy", "Table 2: +0.9 against −15.6", table[MIFO].against_ce)
+        yield told("accuracy rises with MIFO's SFT", "Table 2: +0.9", "above", changes[MIFO])
+        paper = "Table 2: +0.9 against −15.6"
+        yield told("MIFO's SFT loses less than cross-entropy", paper, "above", table[MIFO].against_ce)
 
 
 def _mean(by_problem: Mapping[str, float]) -> float:

@@ -14,14 +14,13 @@ from mifo.config.schema import Config
 from mifo.errors import ConfigError
 from mifo.lab.arena_statistics import (
     Estimate,
-    interval,
     paired_difference,
     score_table,
     share_interval,
     shared_problems,
 )
-from mifo.lab.findings import Finding, Verdict, is_positive, is_small
-from mifo.lab.training_plan import Workplace, base_config, check_counts, rl_config, sft_config
+from mifo.lab.claims import Claim, contrast
+from mifo.lab.training_plan import Workplace, base_config, check_counts, rl_config, sft_config, with_verdicts
 from mifo.lab.trials import Evaluation, Trial, TrialFailure, TrialResult, run_trials
 
 Kind = Literal["sft", "rl"]
@@ -82,16 +81,13 @@ class OnlineSparsification:
     settings: OnlineSettings
     runs: tuple[OnlineRun, ...]
     table: tuple[OnlineRow, ...]
-    findings: tuple[Finding, ...]
+    claims: tuple[Claim, ...]
     notes: tuple[str, ...]
     failures: tuple[TrialFailure, ...]
 
     def record(self) -> dict[str, Any]:
         """Plain data."""
-        plain = asdict(self)
-        for failure in plain["failures"]:
-            failure["log"] = str(failure["log"])
-        return plain
+        return with_verdicts(asdict(self), self.claims, self.failures)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each measurement of each run."""
@@ -180,7 +176,7 @@ Scores = Mapping[int, Mapping[str, float]]
 def compare_online(
     settings: OnlineSettings, runs: Sequence[OnlineRun], failures: Sequence[TrialFailure] = ()
 ) -> OnlineSparsification:
-    """Rows and findings of some runs."""
+    """Rows and claims of some runs."""
     by_cell: dict[tuple[Kind, float], list[OnlineRun]] = {}
     for run in runs:
         by_cell.setdefault((run.kind, run.rate), []).append(run)
@@ -203,7 +199,7 @@ def compare_online(
         settings=settings,
         runs=tuple(runs),
         table=tuple(table),
-        findings=tuple(_findings(table, final, learned=learned)),
+        claims=tuple(_claims(table, final, learned=learned)),
         notes=() if learned else (note,),
         failures=tuple(failures),
     )
@@ -219,41 +215,41 @@ def _curve(runs: Sequence[OnlineRun]) -> Iterator[tuple[int, Estimate]]:
 
 def extra_cost(final: Mapping[tuple[Kind, float], Scores], rate: float) -> Estimate | None:
     """What a rate costs RL less what it costs SFT, paired by seed and problem over all four runs; None where one is missing."""
-    cells: list[tuple[tuple[Kind, float], float]] = [
-        (("rl", 0.0), 1.0), (("rl", rate), -1.0), (("sft", 0.0), -1.0), (("sft", rate), 1.0),
+    cells: list[tuple[float, tuple[Kind, float]]] = [
+        (1.0, ("rl", 0.0)), (-1.0, ("rl", rate)), (-1.0, ("sft", 0.0)), (1.0, ("sft", rate)),
     ]  # fmt: skip
-    if any(cell not in final for cell, _ in cells):
-        return None
-    seeds = sorted(set.intersection(*(set(final[cell]) for cell, _ in cells)))
-    if not seeds:
-        return None
-    own = [{seed: final[cell][seed] for seed in seeds} for cell, _ in cells]
-    problems = shared_problems(own)
-    first, *others = (sign * score_table(o, seeds, problems) for (_, sign), o in zip(cells, own, strict=True))
-    total = first
-    for part in others:
-        total = total + part
-    return interval(total)
+    return contrast([(weight, final.get(cell, {})) for weight, cell in cells])
 
 
-def _findings(
+def _claims(
     table: Sequence[OnlineRow], final: Mapping[tuple[Kind, float], Scores], *, learned: bool
-) -> Iterator[Finding]:
-    """Figure 2 at each rate."""
+) -> Iterator[Claim]:
+    """Figure 2 at each rate, as points of accuracy lost."""
+    undecided = "" if learned else "RL had no signal"
     for rate in sorted({row.rate for row in table if row.rate}):
         cost = {row.kind: row.cost for row in table if row.rate == rate}
         share = f"{100 * rate:g} % of each gradient"
-        sft, rl, more = cost.get("sft"), cost.get("rl"), extra_cost(final, rate)
-        told: Verdict = "cannot be told"
-        yield _finding(f"SFT hardly suffers without {share}", "Figure 2: −1.07", sft, is_small(sft, LITTLE))
-        yield _finding(f"RL suffers without {share}", "Figure 2: −4.23", rl, is_positive(rl) if learned else told)
-        claim = f"RL suffers more than SFT without {share}"
-        yield _finding(claim, "Figure 2: 4.23 against 1.07", more, is_positive(more) if learned else told)
-
-
-def _finding(claim: str, source: str, estimate: Estimate | None, verdict: Verdict) -> Finding:
-    measured = "not measured"
-    if estimate is not None:
-        value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
-        measured = f"costs {value:+.1f} [{low:+.1f}, {high:+.1f}] points"
-    return Finding(claim=claim, source=source, measured=measured, estimate=estimate, verdict=verdict)
+        yield Claim(
+            text=f"SFT hardly suffers without {share}",
+            paper="Figure 2: 1.07 points lost",
+            unit="points",
+            side="within",
+            margin=LITTLE,
+            measured=cost.get("sft"),
+        )
+        yield Claim(
+            text=f"RL suffers without {share}",
+            paper="Figure 2: 4.23 points lost",
+            unit="points",
+            side="above",
+            measured=cost.get("rl"),
+            undecided=undecided,
+        )
+        yield Claim(
+            text=f"RL suffers more than SFT without {share}",
+            paper="Figure 2: 4.23 against 1.07",
+            unit="points",
+            side="above",
+            measured=extra_cost(final, rate),
+            undecided=undecided,
+        )

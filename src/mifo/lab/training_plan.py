@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mifo.config.decode import encode
 from mifo.config.schema import Config, GrpoMethod, ImitationConfig, PolicyGradientConfig, SftMethod
 from mifo.errors import ConfigError
+from mifo.lab.claims import Claim
+from mifo.lab.trials import TrialFailure
 from mifo.train.stop import Stop
 
 Loss = Literal["cross_entropy", "dft", "gem", "psft", "asft", "eaft", "chord_phi"]
@@ -93,3 +95,10 @@ def check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: at least 1 is needed. Give a larger number.")
+
+
+def with_verdicts(plain: dict[str, Any], claims: Sequence[Claim], failures: Sequence[TrialFailure]) -> dict[str, Any]:
+    """What a probe found as plain data, with the verdict beside each of its "claims" and the logs of "failures" as text."""
+    plain["claims"] = [asdict(claim) | {"verdict": claim.verdict} for claim in claims]
+    plain["failures"] = [asdict(failure) | {"log": str(failure.log)} for failure in failures]
+    return plain

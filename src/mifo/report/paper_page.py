@@ -11,13 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mifo.lab.claims import Claim, Verdict, expected, figure
 from mifo.lab.paper.finding import Judged
 from mifo.lab.paper.tier import Tier
-from mifo.lab.paper.verdict import Claim, Verdict
 from mifo.printable import printable
 from mifo.train.console import clock
 
-SHARES = ("points",)
 VERDICTS: tuple[Verdict, ...] = ("reproduces", "does not", "cannot be told")
 STYLES = {"reproduces": "green", "does not": "red", "cannot be told": "dim"}
 RULE = (
@@ -26,25 +25,6 @@ RULE = (
     "and does not where one of them does not. Intervals are over seeds and, for accuracies, over problems; of this many "
     "claims about one in twenty is decided by chance."
 )
-
-
-def figure(claim: Claim) -> str:
-    """What was measured, with its interval; shares in points."""
-    found = claim.measured
-    if found is None:
-        return claim.why_not or "not measured"
-    if claim.unit in SHARES:
-        value, low, high = (100 * end for end in (found.value, found.low, found.high))
-        return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]"
-    return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]"
-
-
-def expected(claim: Claim) -> str:
-    """What the interval is held against."""
-    scale, unit = (100.0, " points") if claim.unit in SHARES else (1.0, "")
-    if claim.side == "within":
-        return f"within ±{scale * claim.margin:g}{unit}"
-    return f"{'>' if claim.side == 'above' else '<'} {scale * claim.bound:g}{unit}"
 
 
 def page(tier: Tier, judged: Sequence[Judged], machine: str) -> str:

@@ -12,6 +12,7 @@ from mifo.errors import ConfigError
 from mifo.lab import bug_run
 from mifo.lab.arena_toml import config_toml
 from mifo.lab.bugs import BOTH, FIRST, LOST, MEANS, RANKS, RIGHT, BugRun, BugSettings, bugs, compare_bugs, variants
+from mifo.lab.claims import figure
 from mifo.lab.training_plan import Workplace, base_config, sft_config
 from mifo.lab.trials import Trials, read_trial
 
@@ -36,7 +37,7 @@ def as_in_the_paper():
 
 def test_the_papers_order_of_effects_is_found_where_it_is():
     found = compare_bugs(BugSettings(seeds=4), as_in_the_paper())
-    verdicts = {one.claim: one.verdict for one in found.findings}
+    verdicts = {one.text: one.verdict for one in found.claims}
     assert verdicts.pop("a mean of means costs accuracy") == "cannot be told"  # one problem of twenty
     unsaid = verdicts.pop("dropped micro-batches suppress the gradient norm")
     assert unsaid == "cannot be told"  # the ratio is the same at every seed: no interval
@@ -46,13 +47,13 @@ def test_the_papers_order_of_effects_is_found_where_it_is():
     assert rows[LOST].accuracy_difference.value == pytest.approx(-0.5)
     assert rows[LOST].loss_difference.value == pytest.approx(0.515)
     assert rows[RIGHT].accuracy_difference is None
-    assert rows[MEANS].log_variability_ratio.value == pytest.approx(0.75, abs=0.02)
+    assert rows[MEANS].variability_ratio.value == pytest.approx(2.12, abs=0.04)
 
 
 def test_the_opposite_is_found_where_it_is():
     swap = {RIGHT: LOST, LOST: RIGHT, MEANS: BOTH, BOTH: MEANS}
     runs = [replace(run, variant=swap.get(run.variant, run.variant)) for run in as_in_the_paper()]
-    verdicts = {one.claim: one.verdict for one in compare_bugs(BugSettings(seeds=4), runs).findings}
+    verdicts = {one.text: one.verdict for one in compare_bugs(BugSettings(seeds=4), runs).claims}
     assert verdicts["dropped micro-batches cost accuracy"] == "does not"
     assert verdicts["dropped micro-batches cost more than a mean of means"] == "does not"
     assert verdicts["dropped micro-batches raise the loss"] == "does not"
@@ -61,7 +62,7 @@ def test_the_opposite_is_found_where_it_is():
 def test_one_seed_cannot_tell_of_losses_and_norms():
     runs = [run for run in as_in_the_paper() if run.seed == 0]
     found = compare_bugs(BugSettings(seeds=1), runs)
-    verdicts = {one.claim: one.verdict for one in found.findings}
+    verdicts = {one.text: one.verdict for one in found.claims}
     assert found.notes == ("One seed says nothing of another: losses and norms have no intervals.",)
     assert verdicts["dropped micro-batches raise the loss"] == "cannot be told"
     assert verdicts["a mean of means leaves the gradient norm as it is"] == "cannot be told"
@@ -69,8 +70,8 @@ def test_one_seed_cannot_tell_of_losses_and_norms():
 
 def test_ratios_are_said_as_factors_and_runs_that_solve_nothing_are_said():
     found = compare_bugs(BugSettings(seeds=4), as_in_the_paper())
-    suppressed = next(one for one in found.findings if "suppress" in one.claim)
-    assert suppressed.measured == "0.4 [0.4, 0.4] times the correct norm"
+    suppressed = next(one for one in found.claims if "suppress" in one.text)
+    assert figure(suppressed) == "0.4 [0.4, 0.4]"
     assert found.notes == ()
     hopeless = [replace(run, by_problem=dict.fromkeys(run.by_problem, 0.0)) for run in as_in_the_paper()]
     assert "give more --steps" in compare_bugs(BugSettings(seeds=4), hopeless).notes[0]
@@ -166,7 +167,7 @@ def test_the_command_writes_tables_and_a_figure(tmp_path, monkeypatch, capsys):
     assert main(["probe", "bugs", "--recipe", "tiny", "--seeds", "4", "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "bugs.json").read_text())
     assert len(record["runs"]) == 24
-    assert record["findings"][0]["verdict"] == "reproduces"
+    assert record["claims"][0]["verdict"] == "reproduces"
     with (tmp_path / "bugs.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 24
     said = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`mifo probe forgetting`: its runs, its findings, and the frozen run against its own definition."""
+"""`mifo probe forgetting`: its runs, its claims, and the frozen run against its own definition."""
 
 import json
 from dataclasses import replace
@@ -50,8 +50,8 @@ def rl(seed, *, rewarded=0.4, mixed=0.5):
 
 def test_the_papers_table_is_found_where_it_is():
     found = compare_forgetting(SETTINGS, [rl(s) for s in range(3)], as_in_the_paper())
-    assert {one.verdict for one in found.findings} == {"reproduces"}
-    assert len(found.findings) == 4
+    assert {one.verdict for one in found.claims} == {"reproduces"}
+    assert len(found.claims) == 4
     rows = {row.objective: row for row in found.table}
     assert rows[CE].change.value == pytest.approx(-0.4)
     assert rows[MIFO].against_ce.value == pytest.approx(0.65)
@@ -62,14 +62,14 @@ def test_the_papers_table_is_found_where_it_is():
 def test_the_opposite_is_found_where_it_is():
     runs = [replace(run, before=run.after, after=run.before) for run in as_in_the_paper()]
     found = compare_forgetting(SETTINGS, [rl(s) for s in range(3)], runs)
-    told = {one.claim: one.verdict for one in found.findings}
+    told = {one.text: one.verdict for one in found.claims}
     assert told.pop("MIFO's SFT loses less than cross-entropy") == "cannot be told"  # both end at ten of twenty
     assert set(told.values()) == {"does not"}
 
 
 def test_without_a_signal_nothing_can_be_told():
     found = compare_forgetting(SETTINGS, [rl(s, rewarded=0.0, mixed=0.0) for s in range(3)], as_in_the_paper())
-    assert {one.verdict for one in found.findings} == {"cannot be told"}
+    assert {one.verdict for one in found.claims} == {"cannot be told"}
     assert "no rollout had a reward" in found.notes[0]
     assert "--warmup" in found.notes[0]
     equal = compare_forgetting(SETTINGS, [rl(0), rl(1, rewarded=1.0, mixed=0.0)], as_in_the_paper())

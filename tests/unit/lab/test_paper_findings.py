@@ -17,6 +17,7 @@ from mifo.lab.paper.tier import SMALL, SMOKE, TIERS
 from mifo.lab.trial_results import Evaluation, TrialResult
 from mifo.lab.trials import Trials
 from mifo.report.paper_page import claims_csv, page
+from mifo.report.paper_plot import draw_claims
 from mifo.train.stop import Stop
 
 BY_NAME = {finding.name: finding for finding in FINDINGS}
@@ -277,3 +278,13 @@ def test_the_page_shows_claim_paper_figure_and_verdict(runner, tmp_path):
     rows = claims_csv(found).splitlines()
     assert len(rows) == 5
     assert rows[1].startswith('ablation,"S0, Table 4"')
+
+
+def test_the_figure_has_a_row_for_every_claim(runner, tmp_path):
+    figures = pytest.importorskip("matplotlib.figure")
+    found = run(tmp_path, ["ablation", "length"])
+    figure = figures.Figure()
+    draw_claims(figure, found)
+    labels = [[label.get_text() for label in axis.get_yticklabels()] for axis in figure.axes]
+    assert [len(panel) for panel in labels] == [4, 3]  # points, then ratios
+    assert labels[1][0] == "length: entropy selection lengthens responses"

@@ -31,9 +31,9 @@ def as_in_the_paper(**changes):
 
 def test_rl_that_suffers_more_is_found():
     found = compare_online(OnlineSettings(), as_in_the_paper())
-    told = {one.claim: one for one in found.findings}
+    told = {one.text: one for one in found.claims}
     more = told["RL suffers more than SFT without 50 % of each gradient"]
-    assert (more.verdict, more.estimate.value) == ("reproduces", pytest.approx(0.5))
+    assert (more.verdict, more.measured.value) == ("reproduces", pytest.approx(0.5))
     assert told["RL suffers without 50 % of each gradient"].verdict == "reproduces"
     # no problem tells the two apart, but forty could hide a few points
     assert told["SFT hardly suffers without 50 % of each gradient"].verdict == "cannot be told"
@@ -48,14 +48,14 @@ def test_rl_that_suffers_more_is_found():
 def test_the_opposite_is_found():
     swap = {"sft": "rl", "rl": "sft"}
     runs = [replace(run, kind=swap[run.kind], mixed_groups=0.5) for run in as_in_the_paper()]
-    told = {one.claim: one.verdict for one in compare_online(OnlineSettings(), runs).findings}
+    told = {one.text: one.verdict for one in compare_online(OnlineSettings(), runs).claims}
     assert told["RL suffers more than SFT without 50 % of each gradient"] == "does not"
     assert told["SFT hardly suffers without 50 % of each gradient"] == "does not"
 
 
 def test_rl_without_a_signal_tells_nothing():
     found = compare_online(OnlineSettings(), as_in_the_paper(mixed=0.0))
-    told = {one.claim: one.verdict for one in found.findings}
+    told = {one.text: one.verdict for one in found.claims}
     assert told["RL suffers more than SFT without 50 % of each gradient"] == "cannot be told"
     assert "no signal" in found.notes[0]
 

@@ -3,7 +3,7 @@
     tier      how much is trained: model, steps, seeds                            (tier.py)
     finding   a claim of a paper: which runs it needs, what is measured of them   (finding.py, mifo_paper.py, ...)
     suite     runs what is not finished, measures, judges                         (suite.py)
-    verdict   reproduces, does not, or cannot be told                             (verdict.py)
+    verdict   reproduces, does not, or cannot be told                             (lab.claims)
 
 The verdicts follow from intervals by one rule for all findings, so that none can be argued into agreement.
 """

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from mifo.lab.bugs import BugSettings, bug_trials, compare_bugs, read_bug_run
+from mifo.lab.claims import Claim
 from mifo.lab.paper.finding import Evidence, Finding
 from mifo.lab.paper.mifo_paper import KEPT, accuracy_claim, per_seed
 from mifo.lab.paper.plan import Plan
-from mifo.lab.paper.verdict import Claim
 from mifo.lab.trials import Trial
 
 MIXED = {"luffy": "+10.7", "relift": "+8.2", "srft": "+3.8"}
@@ -61,6 +62,27 @@ def _short(evidence: Evidence) -> Iterator[Claim]:
     yield accuracy_claim(evidence, "the short phase improves on SFT", "+3.4 points", "rl-short", "start")
 
 
+# --- the two bugs: Table 2 and Figure 2 --------------------------------------------------------------------------------
+
+
+def _bug_settings(plan: Plan) -> BugSettings:
+    return BugSettings(seeds=plan.tier.seeds, steps=plan.tier.start_updates)
+
+
+def _bug_trials(plan: Plan) -> list[Trial]:
+    return list(bug_trials(plan.recipe(), _bug_settings(plan)).values())
+
+
+def _bugs(evidence: Evidence) -> Sequence[Claim]:
+    settings = _bug_settings(evidence.plan)
+    runs = [
+        read_bug_run(variant, evidence.results[trial.name])
+        for (variant, _), trial in bug_trials(evidence.plan.recipe(), settings).items()
+        if trial.name in evidence.results
+    ]
+    return compare_bugs(settings, runs).claims
+
+
 FINDINGS = (
     Finding(
         name="corrected",
@@ -78,5 +100,13 @@ FINDINGS = (
         setting=f"RL from the start, and 1/{SHORTER} of its steps at {RATE:g} times the rate.",
         trials=per_seed(_short_trials),
         judge=lambda e: tuple(_short(e)),
+    ),
+    Finding(
+        name="bugs",
+        source="S2, Table 2 and Figure 2",
+        claim="Dropped micro-batches cost SFT most, a mean of means little; the loss and its variability show them.",
+        setting="SFT of the model as it ships, once right and with each bug (mifo probe bugs).",
+        trials=_bug_trials,
+        judge=_bugs,
     ),
 )

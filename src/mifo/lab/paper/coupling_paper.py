@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mifo.lab.paper.finding import Evidence, Finding, ratio
+from mifo.lab.claims import Claim, ratio
+from mifo.lab.paper.finding import Evidence, Finding
 from mifo.lab.paper.measure import demonstrations
 from mifo.lab.paper.mifo_paper import accuracy_claim, per_seed
 from mifo.lab.paper.plan import Plan
-from mifo.lab.paper.verdict import Claim
 from mifo.lab.trials import Trial
 
 

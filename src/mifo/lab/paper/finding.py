@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mifo.errors import CheckpointError
-from mifo.lab.arena_statistics import Estimate, Runs, interval, paired_difference, score_table, shared_problems
+from mifo.lab.arena_statistics import Estimate, Runs, paired_difference
+from mifo.lab.claims import Claim, Verdict, contrast, overall
 from mifo.lab.paper.plan import Plan
-from mifo.lab.paper.verdict import Claim, Verdict, over_seeds, overall, ratio_over_seeds
 from mifo.lab.trials import Trial, TrialResult
 from mifo.train.storage import Storage, replace_file
 
@@ -58,13 +56,7 @@ class Evidence:
         Returns:
             With the interval over seeds and problems; None where a run is missing in every seed.
         """
-        scores = {key: self.scores(*key) for key in weights}
-        seeds = sorted(set.intersection(*(set(by_seed) for by_seed in scores.values())))
-        if not seeds:
-            return None
-        problems = shared_problems([{seed: by_seed[seed] for seed in seeds} for by_seed in scores.values()])
-        table = sum(weight * score_table(scores[key], seeds, problems) for key, weight in weights.items())
-        return interval(np.asarray(table))
+        return contrast([(weight, self.scores(*key)) for key, weight in weights.items()])
 
     def each(self, name: str, figure: Callable[[TrialResult], float | None]) -> dict[int, float]:
         """A figure of every run of a name, where it has one."""
@@ -91,21 +83,6 @@ class Evidence:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(Storage(), path, json.dumps(found).encode("utf-8"))
         return found
-
-
-def both(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, tuple[float, float]]:
-    """The two figures of each seed that has both."""
-    return {seed: (first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())}
-
-
-def difference_over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
-    """Mean of first − second, paired by seed."""
-    return over_seeds({seed: a - b for seed, (a, b) in both(first, second).items()})
-
-
-def ratio(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate | None:
-    """Geometric mean of first / second, paired by seed; seeds where one is zero are left out."""
-    return ratio_over_seeds({seed: a / b for seed, (a, b) in both(first, second).items() if a > 0 and b > 0})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
 from mifo.lab.arena_statistics import paired_difference
-from mifo.lab.paper.finding import Evidence, Finding, difference_over_seeds, ratio
+from mifo.lab.claims import Claim, Side, difference_over_seeds, ratio
+from mifo.lab.paper.finding import Evidence, Finding
 from mifo.lab.paper.measure import pruning_drop, smallest_layer_ratio, solved_with_template, total_norms
 from mifo.lab.paper.plan import Plan, Tables
-from mifo.lab.paper.verdict import Claim, Side
 from mifo.lab.trials import Trial
 
 KEPT = 0.02
@@ -52,12 +52,15 @@ def _forgetting_trials(plan: Plan, seed: int) -> list[Trial]:
         "luffy": plan.other("luffy"),
         "srft": plan.other("srft"),
         "relift": plan.other("relift"),
-        "mifo": plan.mifo(buffer_size=tier.batch),
     }
-    return [
+    trials = [
         plan.trial(f"forget-{name}", seed, method, after=rl, steps=tier.forget_steps)
         for name, method in objectives.items()
     ]
+    frozen = ("mifo.lab.frozen_run", "--top", "0.5")  # what the RL phase moved most does not move
+    selected = plan.sft(token_fraction=0.2)
+    mifo = plan.trial("forget-mifo", seed, selected, after=rl, steps=tier.forget_steps, command=frozen)
+    return [*trials, mifo]
 
 
 def _forgetting(evidence: Evidence) -> Iterator[Claim]:
@@ -334,8 +337,8 @@ FINDINGS = (
         name="forgetting",
         source="S0, Table 2",
         claim="A few steps of SFT, LUFFY, SRFT or ReLIFT after RL undo what RL brought; RL and MIFO keep it.",
-        setting="RL from the start, then a few steps of each objective from where it ends; paired with the end of RL. MIFO's "
-        "importance map holds what RL moves within these steps.",
+        setting="RL from the start, then a few steps of each objective from where it ends; paired with the end of RL. MIFO "
+        "stands for its SFT: on high-entropy tokens, with what that RL moved most frozen.",
         trials=per_seed(_forgetting_trials),
         judge=lambda e: tuple(_forgetting(e)),
     ),

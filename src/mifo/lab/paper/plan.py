@@ -9,16 +9,20 @@ from typing import Any, cast
 from mifo.config.decode import decode
 from mifo.config.load import read_recipe
 from mifo.config.schema import Config
-from mifo.config.stages import merge
+from mifo.config.stages import merge, with_stages
 from mifo.data import tasks
 from mifo.errors import ConfigError
+from mifo.lab.arena_jobs import Command
 from mifo.lab.paper.tier import Tier
-from mifo.lab.trials import Trial
+from mifo.lab.trials import TRAIN, Trial
 
 Tables = Mapping[str, Any]
 UNBOUNDED = 1_000_000  # steps of a run that FLOPs end
 LATER_SEED = 1000  # what a run that begins from another adds to its seed, so that its data come in another order
-PLAIN = {"every_steps": None, "every_flops": None, "around_sft": False, "meter_problems": None}
+MEASURED_AT_THE_ENDS: Tables = {
+    "evaluation": {"every_steps": None, "every_flops": None, "around_sft": False, "meter_problems": None},
+    "run": {"samples_per_step": 0},
+}
 
 
 @dataclass(kw_only=True)
@@ -46,6 +50,7 @@ class Plan:
         steps: int | None = None,
         flops: float | None = None,
         keep: bool = False,
+        command: Command = TRAIN,
         tables: Tables | None = None,
     ) -> Trial:
         """One run of one seed.
@@ -58,6 +63,7 @@ class Plan:
             steps: train.steps; or
             flops: until so many are spent.
             keep: keep the export for a measurement.
+            command: what trains it in place of `mifo train`.
             tables: other tables, on top of the recipe's.
 
         Raises:
@@ -65,14 +71,27 @@ class Plan:
         """
         full = f"{name}-seed{seed}"
         length = {"steps": steps or UNBOUNDED, "minutes": None, "max_flops": flops}
-        config = merge({**self.base, "method": method}, {"train": {**length, "seed": self._seed(seed, after)}})
-        config = merge(config, {"evaluation": PLAIN})
-        config = merge(config, {"data": {"evaluation_problems": self.tier.problems}, "run": {"samples_per_step": 0}})
-        trial = Trial(name=full, config=decode(Config, merge(config, tables or {})), after=after, keep_export=keep)
+        config = merge({**self.base, "method": method}, MEASURED_AT_THE_ENDS)
+        config = merge(config, {"train": {**length, "seed": self._seed(seed, after)}, **self._problems})
+        trial = Trial(
+            name=full,
+            config=decode(Config, with_stages(merge(config, tables or {}))),
+            after=after,
+            keep_export=keep,
+            command=command,
+        )
         known = self.made.setdefault(full, trial)
         if known != trial:
             raise ConfigError(f"two findings mean different runs by '{full}'. Rename one.")
         return known
+
+    @property
+    def _problems(self) -> Tables:
+        return {"data": {"evaluation_problems": self.tier.problems}}
+
+    def recipe(self) -> Config:
+        """The tier's recipe itself, for probes that make configurations of their own."""
+        return decode(Config, merge(merge(self.base, MEASURED_AT_THE_ENDS), self._problems))
 
     @staticmethod
     def _seed(seed: int, after: Trial | None) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from mifo.lab.paper.finding import Evidence, Finding, ratio
+from mifo.lab.claims import Claim, ratio
+from mifo.lab.paper.finding import Evidence, Finding
 from mifo.lab.paper.measure import demonstrations, total_norms
-from mifo.lab.paper.mifo_paper import accuracy_claim, per_seed
+from mifo.lab.paper.mifo_paper import KEPT, accuracy_claim, per_seed
 from mifo.lab.paper.plan import Plan, Tables
-from mifo.lab.paper.verdict import Claim
 from mifo.lab.trials import Trial, TrialResult
 
 STAGES = ("under", "mod", "over")
@@ -28,9 +29,18 @@ def sft_for(plan: Plan, stage: str, seed: int, name: str | None = None, **over: 
     )
 
 
-def rl_after(plan: Plan, trial: Trial, name: str, seed: int) -> Trial:
-    """RL on all problems from the end of another run."""
-    return plan.trial(f"{name}-rl", seed, plan.grpo(), after=trial, steps=plan.tier.rl_steps, keep=True)
+def rl_after(plan: Plan, trial: Trial, name: str, seed: int, rejuvenate: Tables | None = None) -> Trial:
+    """RL on all problems from the end of another run, which is rejuvenated towards the model as it ships before that.
+
+    All have the seed of the SFT, since the random model of the smallest tier is made from it.
+    """
+    tables: dict[str, Any] = {"train": {"seed": seed}}
+    if rejuvenate is not None:
+        own = {"base": plan.base["model"]["path"], "samples": plan.tier.pairs, **rejuvenate}
+        tables["stages"] = [{"rejuvenate": own}, {"steps": plan.tier.rl_steps}]
+    return plan.trial(
+        f"{name}-rl", seed, plan.grpo(), after=trial, steps=plan.tier.rl_steps, keep=rejuvenate is None, tables=tables
+    )
 
 
 def _output_trials(plan: Plan, seed: int) -> list[Trial]:
@@ -123,6 +133,59 @@ def _gain(evidence: Evidence) -> Iterator[Claim]:
     yield accuracy_claim(evidence, "and ends lower", "-2.1 points", "over-rl", "mod-rl", "below")
 
 
+# --- rejuvenation: Tables 2 and 4 to 7 -------------------------------------------------------------------------------
+
+ALPHAS = (0.4, 0.6)
+RHOS = (0.005, 0.04)
+
+
+def _rejuvenated(plan: Plan, name: str, seed: int, stage: str = "over", **switches: float) -> Trial:
+    return rl_after(plan, sft_for(plan, stage, seed), name, seed, switches)
+
+
+def _rejuvenation_trials(plan: Plan, seed: int) -> list[Trial]:
+    dft = sft_for(plan, "over", seed, "over-dft", sft={"loss": "dft"})
+    return [
+        *gain_trials(plan, seed),
+        rl_after(plan, dft, "over-dft", seed),
+        _rejuvenated(plan, "rejuvenated", seed, alpha=0.5, rho=0.01),
+        _rejuvenated(plan, "fused", seed, alpha=0.5, rho=0.0),
+        _rejuvenated(plan, "mod-rejuvenated", seed, "mod", alpha=0.5, rho=0.01),
+    ]
+
+
+def _rejuvenation(evidence: Evidence) -> Iterator[Claim]:
+    for first, second, bound, text, paper in (
+        ("rejuvenated", "over", 0.0, "rejuvenation before RL improves on RL from overSFT", "+2.6 points"),
+        ("rejuvenated", "mod", -KEPT, "and reaches RL from modSFT", "+0.5 points"),
+        ("fused", "over", 0.0, "fusion alone improves on RL from overSFT", "+2.1 points"),
+        ("rejuvenated", "fused", 0.0, "resetting neurons improves on fusion alone", "+0.5 points"),
+        ("over-dft", "over", 0.0, "DFT in place of SFT improves on RL from overSFT", "+0.3 points"),
+        ("rejuvenated", "over-dft", 0.0, "rejuvenation improves on DFT", "+2.3 points"),
+        ("mod-rejuvenated", "mod", 0.0, "rejuvenation improves on RL from modSFT too", "+0.6 points"),
+    ):
+        yield accuracy_claim(evidence, text, paper, f"{first}-rl", f"{second}-rl", bound=bound)
+
+
+def _switch_trials(plan: Plan, seed: int) -> list[Trial]:
+    return [
+        _rejuvenated(plan, "rejuvenated", seed, alpha=0.5, rho=0.01),
+        _rejuvenated(plan, "fused", seed, alpha=0.5, rho=0.0),
+        *(_rejuvenated(plan, f"fused-{alpha:g}", seed, alpha=alpha, rho=0.0) for alpha in ALPHAS),
+        *(_rejuvenated(plan, f"rejuvenated-{rho:g}", seed, alpha=0.5, rho=rho) for rho in RHOS),
+    ]
+
+
+def _switches(evidence: Evidence) -> Iterator[Claim]:
+    for first, second, text, paper in (
+        ("fused", "fused-0.4", "α = 0.5 is better than 0.4", "+0.2 points"),
+        ("fused", "fused-0.6", "α = 0.5 is better than 0.6", "+1.2 points"),
+        ("rejuvenated", "rejuvenated-0.005", "ρ = 1 % is better than 0.5 %", "+0.8 points"),
+        ("rejuvenated", "rejuvenated-0.04", "ρ = 1 % is better than 4 %", "+1.9 points"),
+    ):
+        yield accuracy_claim(evidence, text, paper, f"{first}-rl", f"{second}-rl")
+
+
 FINDINGS = (
     Finding(
         name="saturation",
@@ -139,5 +202,21 @@ FINDINGS = (
         setting="The same RL from the moderately and the over-trained model.",
         trials=per_seed(gain_trials),
         judge=lambda e: tuple(_gain(e)),
+    ),
+    Finding(
+        name="rejuvenation",
+        source="S3, Tables 2, 4 and 7",
+        claim="Fusing an over-trained model with its base and resetting neurons restores what RL gains.",
+        setting="The same RL from the over-trained model, from it fused, fused and reset, and from its like trained by DFT.",
+        trials=per_seed(_rejuvenation_trials),
+        judge=lambda e: tuple(_rejuvenation(e)),
+    ),
+    Finding(
+        name="rejuvenation-switches",
+        source="S3, Tables 5 and 6",
+        claim="α = 0.5 and ρ = 1 % are better than less and more.",
+        setting="RL after fusion with α of 0.4, 0.5 and 0.6, and after resetting with ρ of 0.5, 1 and 4 %.",
+        trials=per_seed(_switch_trials),
+        judge=lambda e: tuple(_switches(e)),
     ),
 )

@@ -19,11 +19,11 @@ from mifo.config.decode import encode
 from mifo.errors import ConfigError
 from mifo.lab.arena_results import SUMMARY
 from mifo.lab.arena_statistics import Estimate
+from mifo.lab.claims import Claim
 from mifo.lab.paper import baselines_paper, coupling_paper, mifo_paper, plasticity_paper
 from mifo.lab.paper.finding import Evidence, Finding, Judged, no_reward
 from mifo.lab.paper.plan import Plan
 from mifo.lab.paper.tier import Tier
-from mifo.lab.paper.verdict import Claim
 from mifo.lab.trial_results import EXPORT, TrialResult, read_trial
 from mifo.lab.trials import RUNS, Trial, run_trials
 from mifo.train.checkpoint import read_json

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mifo.lab.arena_statistics import Estimate
-from mifo.lab.paper.verdict import Claim, over_seeds, overall, ratio_over_seeds
+from mifo.lab.claims import Claim, over_seeds, overall, ratio_over_seeds
 
 
 def claim(low, high, *, side="above", bound=0.0, margin=0.0, seeds=3):
