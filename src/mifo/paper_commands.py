@@ -57,7 +57,7 @@ def paper_command(known: argparse.Namespace) -> int:
 
 
 def _list(console: Screen, tier: Tier, findings: Sequence[Finding]) -> None:
-    plan = Plan(tier=tier)
+    plan = Plan(tier=tier, folder=Path())
     for finding in findings:
         runs = len({trial.name for trial in finding.trials(plan)})
         console.print(f"{finding.name:16} {finding.source:34} {runs:4} runs  {finding.claim}", soft_wrap=True)

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from mifo.config.check import check_config
 from mifo.errors import ConfigError
@@ -18,6 +20,7 @@ from mifo.lab.trial_results import Evaluation, TrialResult
 from mifo.lab.trials import Trials
 from mifo.report.paper_page import claims_csv, page
 from mifo.report.paper_plot import draw_claims
+from mifo.train.model import tiny_model
 from mifo.train.stop import Stop
 
 BY_NAME = {finding.name: finding for finding in FINDINGS}
@@ -49,7 +52,7 @@ def result(plan, name, seed, after, before=0.2, *, length=20.0, gradient=1.0, lo
 
 def judged(name, shares, tmp_path, tier=SMALL, **figures):
     """Claims of a finding where each run ends with `shares[run]`, plus a little for each seed."""
-    plan = Plan(tier=tier)
+    plan = Plan(tier=tier, folder=Path("suite"))
     BY_NAME[name].trials(plan)
     results = {
         f"{run}-seed{seed}": result(
@@ -67,7 +70,7 @@ def judged(name, shares, tmp_path, tier=SMALL, **figures):
 
 @pytest.mark.parametrize("tier", TIERS.values(), ids=TIERS)
 def test_every_run_of_every_finding_is_a_configuration_that_holds(tier):
-    plan = Plan(tier=tier)
+    plan = Plan(tier=tier, folder=Path("suite"))
     for finding in FINDINGS:
         trials = finding.trials(plan)
         assert len({trial.name for trial in trials}) == len(trials) > 0
@@ -80,7 +83,7 @@ def test_every_run_of_every_finding_is_a_configuration_that_holds(tier):
 
 @pytest.mark.parametrize("finding", FINDINGS, ids=lambda f: f.name)
 def test_without_runs_nothing_can_be_told(finding, tmp_path):
-    plan = Plan(tier=SMOKE)
+    plan = Plan(tier=SMOKE, folder=Path("suite"))
     claims = list(finding.judge(Evidence(plan=plan, results={}, cache=tmp_path)))
     assert claims
     assert all(claim.measured is None and claim.verdict == "cannot be told" for claim in claims)
@@ -88,14 +91,24 @@ def test_without_runs_nothing_can_be_told(finding, tmp_path):
 
 
 def test_later_runs_draw_other_data_and_begin_from_earlier_ones():
-    plan = Plan(tier=SMOKE)
+    plan = Plan(tier=SMOKE, folder=Path("suite"))
     later = plan.rl_phase(1)
     assert later.after is plan.start(1)
     assert (later.after.config.train.seed, later.config.train.seed) == (1, 1 + LATER_SEED)
 
 
+def test_the_random_model_of_a_seed_is_there_to_be_compared_with(tmp_path):
+    plan = Plan(tier=SMOKE, folder=tmp_path)
+    plan.write_shipped(1)
+    plan.write_shipped(1)
+    written = load_file(tmp_path / "shipped" / "seed1" / "model.safetensors")
+    assert torch.equal(written["model.norm.weight"], tiny_model(1).model.norm.weight)
+    assert torch.equal(written["model.embed_tokens.weight"], tiny_model(1).model.embed_tokens.weight)
+    assert Plan(tier=SMALL, folder=tmp_path).shipped(1) == "smollm2-135m-instruct"
+
+
 def test_a_name_stands_for_one_run():
-    plan = Plan(tier=SMOKE)
+    plan = Plan(tier=SMOKE, folder=Path("suite"))
     plan.trial("mine", 0, plan.sft(), steps=2)
     assert plan.trial("mine", 0, plan.sft(), steps=2) is plan.made["mine-seed0"]
     with pytest.raises(ConfigError, match="'mine-seed0'"):
@@ -103,7 +116,7 @@ def test_a_name_stands_for_one_run():
 
 
 def test_equal_rate_updates_and_problems_of_rl_and_sft():
-    plan = Plan(tier=SMALL)
+    plan = Plan(tier=SMALL, folder=Path("suite"))
     rl, sft = plan.rl_phase(0).config, plan.sft_like_rl(0).config
     assert rl.train.steps == sft.train.steps
     assert rl.rl_optimizer.learning_rate == sft.sft_optimizer.learning_rate
@@ -156,7 +169,7 @@ def test_gradients_and_gains_of_over_trained_models(tmp_path, monkeypatch):
 
 
 def test_norms_and_demonstrations_are_measured_once(tmp_path):
-    plan = Plan(tier=SMOKE)
+    plan = Plan(tier=SMOKE, folder=Path("suite"))
     plan.start(0)
     evidence = Evidence(plan=plan, results={}, cache=tmp_path)
     (tmp_path / "norms-start-rl-seed0.json").write_text(json.dumps({"total": 2.0, "layer 0": 1.0}))
@@ -175,7 +188,7 @@ class Runner:
 
     def __call__(self, trials, folder, **options):
         self.calls.append([trial.name for trial in trials])
-        plan = Plan(tier=SMOKE)
+        plan = Plan(tier=SMOKE, folder=Path("suite"))
         plan.made.update({trial.name: trial for trial in trials})
         results = {}
         for trial in trials:
@@ -240,7 +253,7 @@ def test_runs_of_an_arena_can_stand_for_those_of_a_finding(runner, tmp_path):
     arena = tmp_path / "arena"
     with pytest.raises(ConfigError, match="no finished run of int"):
         run(tmp_path, ["ablation"], arena=arena)
-    plan = Plan(tier=SMOKE)
+    plan = Plan(tier=SMOKE, folder=Path("suite"))
     BY_NAME["ablation"].trials(plan)
     for name, share in {"int": 0.2, "es": 0.4, "pf": 0.6, "mifo": 0.8}.items():
         for seed in plan.seeds:

@@ -46,9 +46,7 @@ def norms(evidence: Evidence, seed: int, before: str, after: str) -> Norms:
 
 
 def _begin(evidence: Evidence, name: str, seed: int) -> str:
-    if name == "shipped":
-        return str(evidence.plan.base["model"]["path"])
-    return evidence.export(name, seed)
+    return evidence.plan.shipped(seed) if name == "shipped" else evidence.export(name, seed)
 
 
 def total_norms(evidence: Evidence, before: str, after: str) -> dict[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from mifo.config.decode import decode
@@ -15,9 +16,11 @@ from mifo.errors import ConfigError
 from mifo.lab.arena_jobs import Command
 from mifo.lab.paper.tier import Tier
 from mifo.lab.trials import TRAIN, Trial
+from mifo.train.model import TINY, load_model, load_tokenizer
 
 Tables = Mapping[str, Any]
 UNBOUNDED = 1_000_000  # steps of a run that FLOPs end
+SHIPPED = "shipped"
 LATER_SEED = 1000  # what a run that begins from another adds to its seed, so that its data come in another order
 MEASURED_AT_THE_ENDS: Tables = {
     "evaluation": {"every_steps": None, "every_flops": None, "around_sft": False, "meter_problems": None},
@@ -27,9 +30,15 @@ MEASURED_AT_THE_ENDS: Tables = {
 
 @dataclass(kw_only=True)
 class Plan:
-    """Makes the trials of one tier; asked twice for the same one it gives the same object."""
+    """Makes the trials of one tier; asked twice for the same one it gives the same object.
+
+    Attributes:
+        tier: the sizes.
+        folder: of the suite.
+    """
 
     tier: Tier
+    folder: Path
     made: dict[str, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -137,6 +146,22 @@ class Plan:
             "sft_rl": {"rl": rl, "sft_batch_size": self.tier.batch, "sft_steps": self.tier.start_updates},
         }
         return dict(merge({"name": name, **tables[name]}, over))
+
+    def shipped(self, seed: int) -> str:
+        """The model that a seed begins with, as the lab names models; a random one is written to a folder by `write_shipped`."""
+        path = str(self.base["model"]["path"])
+        return str(self.folder / SHIPPED / f"seed{seed}") if path == TINY else path
+
+    def write_shipped(self, seed: int) -> None:
+        """Write the random model of a seed where there is one and it is not there yet."""
+        place = Path(self.shipped(seed))
+        if self.base["model"]["path"] != TINY or place.is_dir():
+            return
+        config = self.recipe().model
+        staging = place.with_name(f"{place.name}.part")
+        load_model(config, seed=seed).save_pretrained(staging)
+        load_tokenizer(config).save_pretrained(staging)
+        staging.rename(place)
 
     # --- runs that several findings share ----------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ def rl_after(plan: Plan, trial: Trial, name: str, seed: int, rejuvenate: Tables 
     """
     tables: dict[str, Any] = {"train": {"seed": seed}}
     if rejuvenate is not None:
-        own = {"base": plan.base["model"]["path"], "samples": plan.tier.pairs, **rejuvenate}
+        own = {"base": plan.shipped(seed), "samples": plan.tier.pairs, **rejuvenate}
         tables["stages"] = [{"rejuvenate": own}, {"steps": plan.tier.rl_steps}]
     return plan.trial(
         f"{name}-rl", seed, plan.grpo(), after=trial, steps=plan.tier.rl_steps, keep=rejuvenate is None, tables=tables

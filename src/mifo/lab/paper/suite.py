@@ -85,7 +85,9 @@ def run_suite(
         ConfigError: the folder holds other runs of these names, or the arena has not the runs.
         CheckpointError: the folder is in use or cannot be written to.
     """
-    plan, judged = Plan(tier=tier), list[Judged]()
+    plan, judged = Plan(tier=tier, folder=options.folder), list[Judged]()
+    for seed in plan.seeds:
+        plan.write_shipped(seed)
     for place, finding in enumerate(findings, start=1):
         say(f"{place} of {len(findings)}: {finding.name} ({finding.source})")
         found = _Work(plan=plan, finding=finding, options=options, stop=stop, say=say).execute()
