@@ -122,6 +122,11 @@ class Grader:
         while len(self._known) > _CACHE_ENTRIES:
             del self._known[next(iter(self._known))]
 
+    def warm_up(self) -> None:
+        """Starts a worker process without waiting for it, so that the first answer that needs one finds the libraries loaded."""
+        with self._lock:
+            self._pool.start_ahead()
+
     def close(self) -> None:
         """Ends the workers. Grading again afterwards starts new ones."""
         with self._lock:

@@ -110,7 +110,8 @@ class WorkerPool:
     Args:
         workers: processes at most, the template not counted.
         seconds_per_answer: wall-clock deadline of one comparison, counted from when a worker takes it. A fork is the most it
-            waits for, but for the first comparison, and the first after somebody killed the template: the libraries are loaded.
+            waits for, but for the first comparison without `start_ahead`, and the first after somebody killed the template: the
+            libraries are loaded.
         memory_mib: address space of a worker.
     """
 
@@ -143,6 +144,12 @@ class WorkerPool:
             for worker in [w for w in self._workers if w.task is not None]:  # left busy by an exception
                 self._remove(worker)
         return [verdicts[i] for i in range(len(tasks))]
+
+    def start_ahead(self) -> None:
+        """Starts a worker before there is work, without waiting for it: the libraries load meanwhile."""
+        self._forget_inherited()
+        if not self._workers:
+            self._start()
 
     def close(self) -> None:
         """Ends every worker. The pool may be used again; it then starts new ones."""

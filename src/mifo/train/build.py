@@ -24,7 +24,7 @@ from mifo.rewards import Answer, Grader
 from mifo.rollout.engine import Engine, make_engine
 from mifo.rollout.weights import why_unsupported
 from mifo.train.checkpoint import load_checkpoint
-from mifo.train.corpus import Corpus, read_corpus
+from mifo.train.corpus import EMBEDDED_SPLITS, Corpus, read_corpus
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
 from mifo.train.folder import check_folder, check_never_saved, open_checkpoints, open_folder
 from mifo.train.gap import SamplerWatch
@@ -121,6 +121,8 @@ def build_run(
         ModelError: the model cannot do what the configuration asks.
     """
     config, storage = prepared.config, storage or Storage()
+    if any(p.grader == "math" for p in prepared.corpus.train) and config.data.train not in EMBEDDED_SPLITS:
+        grader.warm_up()  # loads its libraries beside the model; answers to embedded problems hardly ever need them
     check_folder(folder, config, resume=resume)
     checkpoints = open_checkpoints(folder, config, storage)
     newest, refused = checkpoints.newest_good(verify=config.run.verify_checkpoints) if resume else (None, [])

@@ -244,6 +244,16 @@ def test_loading_the_libraries_again_would_be_seen(hostile, monkeypatch):
     assert time.monotonic() - start < LIMIT + SLACK
 
 
+def test_what_is_started_ahead_is_what_takes_the_first_comparison(hostile):
+    made = hostile()
+    made.start_ahead()
+    made.start_ahead()
+    process, [worker] = made._template.process.pid, made._workers
+    assert not worker.ready  # nobody waited
+    assert made.run([GOOD]) == [Verdict.CORRECT]
+    assert (made._template.process.pid, made._workers) == (process, [worker])
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_template_that_is_killed_is_made_again(hostile, tmp_path, number):
     made = hostile(workers=2)
