@@ -186,6 +186,7 @@ KNOWN_LIMITS = [
     ("1,2", "(1,2)", "wrong", "correct"),
     ("5", r"5\%", "wrong", "correct"),
     ("AB", "ab", "wrong", "correct"),
+    (r"e^{i\theta}", r"\cos\theta+i\sin\theta", "correct", "wrong"),
 ]
 
 
