@@ -154,7 +154,7 @@ def test_a_difference_of_differences(tmp_path):
 def test_gradients_and_gains_of_over_trained_models(tmp_path, monkeypatch):
     moved = {"mod-rl": 2.0, "over-rl": 1.0, "over": 10.0, "mod": 4.0}
     monkeypatch.setattr(
-        "mifo.lab.paper.plasticity_paper.total_norms",
+        "mifo.lab.paper.s3_plasticity.total_norms",
         lambda evidence, before, after: {seed: moved[after] * (1 + 0.01 * seed) for seed in evidence.plan.seeds},
     )
     claims = judged(

@@ -10,10 +10,13 @@ from typing import Any
 
 from mifo.errors import CheckpointError
 from mifo.lab.arena_statistics import Estimate, Runs, paired_difference
-from mifo.lab.claims import Claim, Verdict, contrast, overall
+from mifo.lab.claims import Claim, Side, Verdict, contrast, overall
 from mifo.lab.paper.plan import Plan
 from mifo.lab.trials import Trial, TrialResult
 from mifo.train.storage import Storage, replace_file
+
+KEPT = 0.02
+"""What a score may lose and still count as kept: two points. The papers give no margin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,3 +138,17 @@ def no_reward(evidence: Evidence, names: Sequence[str]) -> list[str]:
             if seeds:
                 notes.append(f"{name}: all rollouts were {how} (seed {', '.join(seeds)}), so RL learned nothing")
     return notes
+
+
+def per_seed(make: Callable[[Plan, int], Sequence[Trial]]) -> Callable[[Plan], Sequence[Trial]]:
+    """The runs of every seed, seed by seed."""
+    return lambda plan: [trial for seed in plan.seeds for trial in make(plan, seed)]
+
+
+def accuracy_claim(
+    evidence: Evidence, text: str, paper: str, first: str, second: str, side: Side = "above", bound: float = 0.0
+) -> Claim:
+    """That one run ends with a higher (or lower) accuracy than another."""
+    return Claim(
+        text=text, paper=paper, unit="points", side=side, bound=bound, measured=evidence.difference(first, second)
+    )

@@ -20,7 +20,7 @@ from mifo.errors import ConfigError
 from mifo.lab.arena_results import SUMMARY
 from mifo.lab.arena_statistics import Estimate
 from mifo.lab.claims import Claim
-from mifo.lab.paper import baselines_paper, coupling_paper, mifo_paper, plasticity_paper
+from mifo.lab.paper import s0_method, s0_updates, s2_baselines, s3_plasticity, s4_coupling
 from mifo.lab.paper.finding import Evidence, Finding, Judged, no_reward
 from mifo.lab.paper.plan import Plan
 from mifo.lab.paper.tier import Tier
@@ -31,10 +31,11 @@ from mifo.train.stop import Stop
 from mifo.train.storage import Storage, replace_file
 
 FINDINGS: tuple[Finding, ...] = (
-    *mifo_paper.FINDINGS,
-    *baselines_paper.FINDINGS,
-    *plasticity_paper.FINDINGS,
-    *coupling_paper.FINDINGS,
+    *s0_updates.FINDINGS,
+    *s0_method.FINDINGS,
+    *s2_baselines.FINDINGS,
+    *s3_plasticity.FINDINGS,
+    *s4_coupling.FINDINGS,
 )
 JUDGED, MEASURES = "findings", "measures"
 FAR_FROM_BUDGET = 0.25  # share beyond which a run's FLOPs are noted

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mifo.lab.claims import Claim, ratio
-from mifo.lab.paper.finding import Evidence, Finding
+from mifo.lab.paper.finding import Evidence, Finding, accuracy_claim, per_seed
 from mifo.lab.paper.measure import demonstrations
-from mifo.lab.paper.mifo_paper import accuracy_claim, per_seed
 from mifo.lab.paper.plan import Plan
 from mifo.lab.trials import Trial
 

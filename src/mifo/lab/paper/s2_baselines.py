@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mifo.lab.bugs import BugSettings, bug_trials, compare_bugs, read_bug_run
 from mifo.lab.claims import Claim
-from mifo.lab.paper.finding import Evidence, Finding
-from mifo.lab.paper.mifo_paper import KEPT, accuracy_claim, per_seed
+from mifo.lab.paper.finding import KEPT, Evidence, Finding, accuracy_claim, per_seed
 from mifo.lab.paper.plan import Plan
 from mifo.lab.trials import Trial
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mifo.lab.claims import Claim, ratio
-from mifo.lab.paper.finding import Evidence, Finding
+from mifo.lab.paper.finding import KEPT, Evidence, Finding, accuracy_claim, per_seed
 from mifo.lab.paper.measure import demonstrations, total_norms
-from mifo.lab.paper.mifo_paper import KEPT, accuracy_claim, per_seed
 from mifo.lab.paper.plan import Plan, Tables
 from mifo.lab.trials import Trial, TrialResult
 

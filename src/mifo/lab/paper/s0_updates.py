@@ -1,0 +1,189 @@
+"""Findings of S0, the MIFO paper, about what training moves: forgetting, magnitude, redundancy, selection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mifo.lab.claims import Claim, difference_over_seeds, ratio
+from mifo.lab.paper.finding import KEPT, Evidence, Finding, accuracy_claim, per_seed
+from mifo.lab.paper.measure import pruning_drop, smallest_layer_ratio, total_norms
+from mifo.lab.paper.plan import Plan
+from mifo.lab.trials import Trial
+
+# --- forgetting: Table 2 -------------------------------------------------------------------------------------------
+
+FORGETTING = {
+    "rl_sft": ("RL, then SFT", "-15.6"),
+    "luffy": ("RL, then LUFFY", "-12.6"),
+    "srft": ("RL, then SRFT", "-8.6"),
+    "relift": ("RL, then ReLIFT", "-11.1"),
+}
+
+
+def _forgetting_trials(plan: Plan, seed: int) -> list[Trial]:
+    rl, tier = plan.rl_phase(seed), plan.tier
+    objectives = {
+        "rl": plan.grpo(),
+        "rl_sft": plan.sft(),
+        "luffy": plan.other("luffy"),
+        "srft": plan.other("srft"),
+        "relift": plan.other("relift"),
+    }
+    trials = [
+        plan.trial(f"forget-{name}", seed, method, after=rl, steps=tier.forget_steps)
+        for name, method in objectives.items()
+    ]
+    frozen = ("mifo.lab.frozen_run", "--top", "0.5")  # what the RL phase moved most does not move
+    selected = plan.sft(token_fraction=0.2)
+    mifo = plan.trial("forget-mifo", seed, selected, after=rl, steps=tier.forget_steps, command=frozen)
+    return [*trials, mifo]
+
+
+def _forgetting(evidence: Evidence) -> Iterator[Claim]:
+    yield accuracy_claim(evidence, "RL that goes on keeps the score", "+1.1 points", "forget-rl", "rl", bound=-KEPT)
+    for name, (text, paper) in FORGETTING.items():
+        yield accuracy_claim(evidence, f"{text}: the score falls", f"{paper} points", f"forget-{name}", "rl", "below")
+    yield accuracy_claim(evidence, "RL, then MIFO keeps the score", "+0.9 points", "forget-mifo", "rl", bound=-KEPT)
+
+
+# --- magnitude and redundancy: Figures 1 to 3 ----------------------------------------------------------------------
+
+
+def _magnitude_trials(plan: Plan, seed: int) -> list[Trial]:
+    return [plan.rl_phase(seed), plan.sft_like_rl(seed)]
+
+
+def _magnitude(evidence: Evidence) -> Iterator[Claim]:
+    sft, rl = total_norms(evidence, "start", "sft"), total_norms(evidence, "start", "rl")
+    yield Claim(
+        text="SFT moves the weights further than RL",
+        paper="several times, read off the figure",
+        unit="ratio",
+        side="above",
+        bound=1.0,
+        measured=ratio(sft, rl),
+    )
+    yield Claim(
+        text="in every layer: the least ratio over layers",
+        paper="above 1 in all layers",
+        unit="ratio",
+        side="above",
+        bound=1.0,
+        measured=ratio(smallest_layer_ratio(evidence, "start", "sft", "rl"), dict.fromkeys(evidence.plan.seeds, 1.0)),
+    )
+
+
+def _online_trials(plan: Plan, seed: int) -> list[Trial]:
+    drop = {"gradient_drop": 0.5}
+    rate = plan.base["rl_optimizer"]["learning_rate"]
+    start, steps = plan.start(seed), plan.tier.rl_steps
+    return [
+        plan.rl_phase(seed),
+        plan.sft_like_rl(seed),
+        plan.trial("rl-drop", seed, plan.grpo(), after=start, steps=steps, tables={"train": drop}),
+        plan.trial(
+            "sft-drop",
+            seed,
+            plan.sft(batch_size=plan.tier.prompts),
+            after=start,
+            steps=steps,
+            tables={"train": drop, "sft_optimizer": {"learning_rate": rate}},
+        ),
+    ]
+
+
+def _online(evidence: Evidence) -> Iterator[Claim]:
+    yield accuracy_claim(
+        evidence, "RL loses by dropping half of the gradient", "-4.23 points", "rl-drop", "rl", "below"
+    )
+    lost = {("rl", "after"): 1.0, ("rl-drop", "after"): -1.0, ("sft", "after"): -1.0, ("sft-drop", "after"): 1.0}
+    yield Claim(
+        text="RL loses more than SFT",
+        paper="4.23 against 1.07 points",
+        unit="points",
+        side="above",
+        measured=evidence.contrast(lost),
+    )
+
+
+def _pruning(evidence: Evidence) -> Iterator[Claim]:
+    plan = evidence.plan
+    drops = {
+        name: {seed: pruning_drop(evidence, seed, "start", name) for seed in evidence.runs(name)}
+        for name in ("rl", "sft")
+    }
+    papers = ("5.6 against 0.9 points, at a rate it does not print", "14.4 against 2.4 points, at a higher rate")
+    for place, rate in enumerate(plan.tier.rates):
+        key = f"{rate:g}"
+        by_seed = {name: {seed: found[key] for seed, found in drops[name].items()} for name in drops}
+        yield Claim(
+            text=f"RL loses more than SFT when {100 * rate:g} % of the change is taken back",
+            paper=papers[min(place, 1)],
+            unit="points",
+            side="above",
+            measured=difference_over_seeds(by_seed["rl"], by_seed["sft"]),
+        )
+
+
+# --- selection: Figure 6 -------------------------------------------------------------------
+
+
+def _selection_trials(plan: Plan, seed: int) -> list[Trial]:
+    return [plan.sft_like_rl(seed), plan.sft_like_rl(seed, "sft-selected", token_fraction=0.2)]
+
+
+def _selection(evidence: Evidence) -> Iterator[Claim]:
+    whole, selected = total_norms(evidence, "start", "sft"), total_norms(evidence, "start", "sft-selected")
+    yield Claim(
+        text="SFT on the 20 % of tokens with the highest entropy moves the weights less than on all",
+        paper="noticeably less in most layers",
+        unit="ratio",
+        side="below",
+        bound=1.0,
+        measured=ratio(selected, whole),
+    )
+
+
+FINDINGS = (
+    Finding(
+        name="forgetting",
+        source="S0, Table 2",
+        claim="A few steps of SFT, LUFFY, SRFT or ReLIFT after RL undo what RL brought; RL and MIFO keep it.",
+        setting="RL from the start, then a few steps of each objective from where it ends; paired with the end of RL. MIFO "
+        "stands for its SFT: on high-entropy tokens, with what that RL moved most frozen.",
+        trials=per_seed(_forgetting_trials),
+        judge=lambda e: tuple(_forgetting(e)),
+    ),
+    Finding(
+        name="magnitude",
+        source="S0, Figure 1",
+        claim="At the same learning rate and data SFT moves every layer further than RL.",
+        setting="RL and SFT from the start: equal rate, number of updates and problems in an update.",
+        trials=per_seed(_magnitude_trials),
+        judge=lambda e: tuple(_magnitude(e)),
+    ),
+    Finding(
+        name="online-sparsity",
+        source="S0, Figure 2",
+        claim="Dropping half of the gradient's elements in every update costs RL more than SFT.",
+        setting="The runs of magnitude, and the same with train.gradient_drop = 0.5.",
+        trials=per_seed(_online_trials),
+        judge=lambda e: tuple(_online(e)),
+    ),
+    Finding(
+        name="pruning",
+        source="S0, Figure 3",
+        claim="Taking back a random share of the change costs RL more than SFT.",
+        setting="The ends of the runs of magnitude, pruned toward the start.",
+        trials=per_seed(_magnitude_trials),
+        judge=lambda e: tuple(_pruning(e)),
+    ),
+    Finding(
+        name="selection",
+        source="S0, Figure 6",
+        claim="SFT on high-entropy tokens alone makes smaller updates.",
+        setting="SFT of magnitude, on all tokens and on the top 20 %.",
+        trials=per_seed(_selection_trials),
+        judge=lambda e: tuple(_selection(e)),
+    ),
+)
