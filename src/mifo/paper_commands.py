@@ -60,7 +60,7 @@ def _list(console: Screen, tier: Tier, findings: Sequence[Finding]) -> None:
     plan = Plan(tier=tier, folder=Path())
     for finding in findings:
         runs = len({trial.name for trial in finding.trials(plan)})
-        console.print(f"{finding.name:16} {finding.source:34} {runs:4} runs  {finding.claim}", soft_wrap=True)
+        console.print(f"{finding.name:22} {finding.source:28} {runs:4} runs  {finding.claim}", soft_wrap=True)
     console.print(
         f"{len(findings)} findings, {len(plan.made)} runs with those that others begin from; tier {tier.name}"
     )

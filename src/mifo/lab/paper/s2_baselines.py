@@ -65,7 +65,7 @@ def _short(evidence: Evidence) -> Iterator[Claim]:
 
 
 def _bug_settings(plan: Plan) -> BugSettings:
-    return BugSettings(seeds=plan.tier.seeds, steps=plan.tier.start_updates)
+    return BugSettings(seeds=plan.tier.seeds, steps=max(1, plan.tier.start_updates // 2))
 
 
 def _bug_trials(plan: Plan) -> list[Trial]:
