@@ -14,6 +14,7 @@ flags are the settings of the schema; the other verbs are argparse's.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import shutil
@@ -52,6 +53,7 @@ examples:
   mifo train gsm8k-smollm2 --data.train train.jsonl --data.evaluation test.jsonl
 """
 UNSAFE = "--unsafe-code-execution"
+SHOWN_OF_A_NAME = 120
 EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
@@ -78,6 +80,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        print(f"mifo: {printable(_refused(error))}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _refused(error: OSError) -> str:
+    """What the system refused: the file, the reason, the remedy."""
+    remedies = {
+        errno.ENOSPC: "Free some space",
+        errno.EDQUOT: "Free some space",
+        errno.EROFS: "Choose a folder that can be written to",
+        errno.EACCES: "Choose another folder, or mend the rights",
+        errno.EPERM: "Choose another folder, or mend the rights",
+        errno.ENAMETOOLONG: "Give a shorter name",
+        errno.EMFILE: "Close other programs, or raise the limit on open files (ulimit -n)",
+    }
+    name = str(error.filename or "a file")
+    shown = name if len(name) <= SHOWN_OF_A_NAME else f"{name[:SHOWN_OF_A_NAME]}..."
+    remedy = remedies.get(error.errno or 0, "Mend that")
+    return f"{shown}: {error.strerror or error}. {remedy}, then use the same command again: what is finished stays."
 
 
 def _run(arguments: Sequence[str]) -> int:

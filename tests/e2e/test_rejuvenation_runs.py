@@ -497,6 +497,19 @@ def test_a_base_that_changed_meanwhile_is_refused(config_of, models, tmp_path):
         run_small(config, tmp_path / "run", before=swap)
 
 
+def test_a_base_with_weights_that_are_not_finite_is_named(config_of, tmp_path):
+    broken, model = tmp_path / "broken", tiny_model(seed=0)
+    with torch.no_grad():
+        model.model.layers[0].mlp.gate_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(broken)
+    char_tokenizer().save_pretrained(broken)
+    stages = [STAGES[0], {"rejuvenate": SWITCHES | {"base": str(broken)}}, GRPO]
+    with pytest.raises(
+        ModelError, match=r"base of the rejuvenation, '.*broken', .*gate_proj.*what was trained is sound"
+    ):
+        run_small(config_of("stages", {"stages": stages}), tmp_path / "run")
+
+
 def test_another_architecture_is_refused_before_training(config_of, tmp_path):
     wide = tmp_path / "wide"
     tiny_model(seed=0, hidden=96).save_pretrained(wide)

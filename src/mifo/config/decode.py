@@ -83,6 +83,8 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
         raise ConfigError(
             f"{where} = {_shown(value)} must be {_NAMES[hint]}, not {_NAMES.get(type(value), type(value).__name__)}."
         )
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{where} = {_shown(value)} holds a NUL, which no name of a file can. Take it out.")
     return value
 
 

@@ -92,9 +92,9 @@ class RewardConfig:
     """Reward of a response that reached rollout.max_response_tokens without an end, right or wrong; none: that of its verdict."""
     workers: Count = 1
     """Processes for answers that exact comparison cannot decide."""
-    seconds_per_answer: Positive = 5.0
+    seconds_per_answer: Annotated[float, Bounds(0.01, 86_400.0)] = 5.0
     """Deadline of one answer; past it the worker is killed and the verdict is timeout."""
-    worker_memory_mib: Count = 2048
+    worker_memory_mib: Annotated[int, Bounds(1, 2**24)] = 2048
     """Address space of a worker, and of a program that answers a coding problem."""
     max_failure_share: PositiveShare = 0.25
     """Stop the run when errors and time-outs exceed this share of the last `failure_window` answers; 1 never stops."""

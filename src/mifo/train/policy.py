@@ -156,6 +156,11 @@ class Policy:
         ids = _probe_ids(self.model)[None]
         output = self.model(input_ids=ids, use_cache=False)
         hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state
+        if not torch.isfinite(output.logits).all():
+            raise ModelError(
+                f"{type(self.model).__name__} gives logits that are not finite: some of its weights are NaN, infinite or far too "
+                "large. Fetch the model again; if it was being trained, go back to an earlier checkpoint."
+            )
         other = ids.clone()
         other[:, -1] = (ids[:, -1] + 1) % self.model.get_input_embeddings().num_embeddings
         # Of the same length: another shape rounds otherwise, in bfloat16 by more than any tolerance.

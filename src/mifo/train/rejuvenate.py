@@ -219,6 +219,12 @@ def read_base(run: Run, settings: RejuvenationConfig) -> PreTrainedModel:
     config, policy = run.config, run.learner.policy
     base = load_model(base_config(config, settings), seed=config.train.seed).requires_grad_(False).eval()
     check_same_shapes(base, policy.model, base_config(config, settings).path)
+    broken = next((name for name, p in base.named_parameters() if not torch.isfinite(p).all()), None)
+    if broken is not None:
+        raise ModelError(
+            f"the base of the rejuvenation, '{base_config(config, settings).path}', has weights that are NaN or infinite "
+            f"({broken}). Fetch it again or name another base, then --resume; what was trained is sound."
+        )
     if settings.base is None and hash_weights(base) != run.parts.reference_hash:
         raise ModelError(
             f"model.path = '{config.model.path}' holds other weights than when {run.parts.folder} was started, and rejuvenation "

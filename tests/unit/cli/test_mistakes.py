@@ -1,7 +1,9 @@
 """What a user can get wrong: status 2, one message on stderr that says what to do, no traceback, no model loaded."""
 
+import errno
 import importlib.util
 import json
+import os
 
 import pytest
 import torch
@@ -50,6 +52,10 @@ def old_run(folder, name="tiny", checkpoint=True, **flags):
             ["system_prompt = 'Think.'", "template 'none'"],
         ),
         (["--data.max-prompt-tokens", "2"], ["none of", "Raise data.max_prompt_tokens"]),
+        (["--data.train", 300 * "a"], ["File name too long", "Give a shorter name"]),
+        (["--model.path", 300 * "a"], ["File name too long", "Give a shorter name"]),
+        (["--reward.seconds-per-answer", "1e9"], ["reward.seconds_per_answer = 1000000000.0 must be", "at most 86400"]),
+        (["--reward.worker-memory-mib", "9000000000000"], ["reward.worker_memory_mib", "at most 16777216"]),
         (["--method.freeze-top", "1.5"], ["method.freeze_top = 1.5 must be at least 0 and at most 1"]),
     ],
 )
@@ -203,3 +209,29 @@ def test_an_interrupt(verb, capsys, monkeypatch):
     monkeypatch.setattr("mifo.commands.make_grader", interrupt)
     assert main([verb, "tiny"]) == 130
     assert capsys.readouterr().err == "mifo: interrupted\n"
+
+
+@pytest.mark.parametrize(("table", "key"), [("run", "name"), ("run", "folder"), ("data", "train"), ("model", "path")])
+def test_a_nul_in_a_text_is_refused(table, key, capsys, tmp_path):
+    recipe = tmp_path / "nul.toml"
+    recipe.write_text(f'extends = "tiny"\n[{table}]\n{key} = "a\\u0000b"\n')
+    assert f"{table}.{key} = 'a\\x00b' holds a NUL" in mistake(capsys, "train", recipe)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "Free some space"), (errno.EROFS, "can be written to"), (errno.EIO, "Mend that")],
+)
+def test_what_the_system_refuses_is_no_traceback(number, remedy, capsys, tmp_path, monkeypatch):
+    """Wherever it happens, such as a disk that is full while an arena writes the next run's configuration."""
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), str(tmp_path / "configs" / "mifo-seed0.toml"))
+
+    monkeypatch.setattr("mifo.lab.arena.ArenaRun.execute", refuse)
+    arguments = ("compare", "--recipe", "tiny", "--methods", "sft", "--steps", "2", "--folder", tmp_path / "arena")
+    message = mistake(capsys, *arguments)
+    assert "mifo-seed0.toml" in message
+    assert os.strerror(number) in message
+    assert remedy in message
+    assert "what is finished stays" in message

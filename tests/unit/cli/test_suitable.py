@@ -58,6 +58,14 @@ def test_a_model_that_sees_what_comes_is_refused():
         Policy(model)
 
 
+def test_weights_far_too_large_are_not_blamed_on_the_architecture():
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[0].mlp.gate_proj.weight[0, 0] = 3e38  # finite; what it is multiplied with is not
+    with pytest.raises(ModelError, match="logits that are not finite"):
+        Policy(model)
+
+
 def test_the_dry_run_refuses_what_the_run_would(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")

@@ -187,6 +187,19 @@ KNOWN_LIMITS = [
     ("5", r"5\%", "wrong", "correct"),
     ("AB", "ab", "wrong", "correct"),
     (r"e^{i\theta}", r"\cos\theta+i\sin\theta", "correct", "wrong"),
+    ("255", "FF_{16}", "correct", "wrong"),
+    ("11_2", "3", "correct", "wrong"),
+    ("5 m", "500 cm", "correct", "wrong"),
+    (r"7 \bmod 3", "1", "correct", "error"),
+    ("2:3:4", "4:6:8", "correct", "wrong"),
+    (r"\sin 30^\circ", "0.5", "correct", "wrong"),
+    ("5!!", "15", "correct", "wrong"),
+    ("C(5,2)", "10", "correct", "wrong"),
+    ("5", "approximately 5", "correct", "wrong"),
+    ("25", "5²", "correct", "wrong"),
+    (r"\pi", "3.14159265358979", "wrong", "correct"),
+    ("1/2x", "x/2", "correct", "wrong"),
+    ("n", "n+0", "correct", "wrong"),
 ]
 
 
