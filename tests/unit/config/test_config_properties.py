@@ -37,7 +37,7 @@ def values_of(hint, bounds=Bounds()):  # noqa: B008
     if hint is type(None):
         return st.none()
     if hint is str:  # "none" is how no value is written
-        return st.text(max_size=20).filter(lambda text: text != "none")
+        return st.text(max_size=20).filter(lambda text: text != "none" and "\0" not in text)
     if hint is int:
         low, high = (
             limit if math.isfinite(limit) else end for limit, end in ((bounds.low, -(2**63)), (bounds.high, 2**63 - 1))
