@@ -32,9 +32,8 @@ def stopping_on_signals(stop: Stop) -> Iterator[None]:
         if sys.stdout.isatty():
             os.write(sys.stdout.fileno(), SHOW_CURSOR)  # a second signal leaves no time for it
         came: list[int] = []
-        with contextlib.suppress(
-            BlockingIOError
-        ):  # the number may not be written yet where another thread was signalled
+        # The number may not be written yet where the system gave the signal to another thread.
+        with contextlib.suppress(BlockingIOError):
             came = [other for other in os.read(arrivals, 4096) if other in handled]
         if len(came) > 1:  # the interpreter took both, and would drop the other now that it has no handler
             os.kill(os.getpid(), came[1])
