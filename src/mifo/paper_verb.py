@@ -10,6 +10,7 @@ Put the findings of the papers to the test: for each the claim, what was measure
 
 examples:
   mifo paper --tier smoke                         # minutes: shows that everything runs
+  mifo paper --tier mini                          # an hour or two on two cores, five seeds
   mifo paper --tier small --only magnitude,ablation
   mifo paper --list
 """
@@ -24,7 +25,7 @@ def add_paper_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--tier", choices=("smoke", "small", "full"), default="smoke", help="how much is trained (default: smoke)"
+        "--tier", choices=("smoke", "mini", "small", "full"), default="smoke", help="how much is trained (default: smoke)"
     )
     parser.add_argument("--only", metavar="A,B,...", help="these findings alone")
     parser.add_argument("--list", action="store_true", help="list the findings with their runs, and train nothing")

@@ -118,7 +118,7 @@ def _check_reward(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     model = config.model
-    if model.path in ("tiny", "smollm2-135m-instruct") and model.revision is not None:
+    if model.path in ("tiny", "mini", "smollm2-135m-instruct") and model.revision is not None:
         raise ConfigError(
             f"model.revision = '{model.revision}' has no effect with model.path = '{model.path}'. Leave it out, or name a hub id."
         )

