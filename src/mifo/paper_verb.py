@@ -25,7 +25,10 @@ def add_paper_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--tier", choices=("smoke", "mini", "small", "full"), default="smoke", help="how much is trained (default: smoke)"
+        "--tier",
+        choices=("smoke", "mini", "small", "full"),
+        default="smoke",
+        help="how much is trained (default: smoke)",
     )
     parser.add_argument("--only", metavar="A,B,...", help="these findings alone")
     parser.add_argument("--list", action="store_true", help="list the findings with their runs, and train nothing")

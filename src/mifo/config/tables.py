@@ -27,7 +27,7 @@ class ModelConfig:
     """Which model is trained, and how it is computed."""
 
     path: str = "smollm2-135m-instruct"
-    """A local Hugging Face folder, a hub id, `smollm2-135m-instruct` (embedded) or `tiny` (random, for tests)."""
+    """A local Hugging Face folder, a hub id, `smollm2-135m-instruct` and `mini` (embedded), or `tiny` (random, for tests)."""
     revision: str | None = None
     """Commit or tag of a hub id."""
     trust_remote_code: bool = False

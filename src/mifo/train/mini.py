@@ -4,10 +4,10 @@
 
 A Qwen2 of 155 thousand weights that reads and writes characters, pretrained for about three minutes. It stands for a base model:
 
-- Two kinds of questions (`ASKED`) it knows with their steps, mostly right, and answers in one of four formats by chance, of which
-  the box that rewards ask for is one. RL can make that sure.
-- Subtracting and spelling backwards it has seen only as loose lines, calculations and words, never as questions. RL finds nothing to
-  reward there; demonstrations teach it.
+- Two kinds of questions (`ASKED`) it knows with their steps, mostly right, and answers in one of four formats by chance, of
+  which the box that rewards ask for is one. RL can make that sure.
+- Subtracting and spelling backwards it has seen only as loose lines, calculations and words, never as questions. RL finds
+  nothing to reward there; demonstrations teach it.
 
 The same machine and version of torch make the same bits again.
 
