@@ -1,4 +1,4 @@
-"""Runs forked from a process that has loaded the libraries: as a fresh interpreter would run them, and none outlives its owner."""
+"""Runs forked from a process that has loaded the libraries: as a fresh interpreter runs them, and none outlives its owner."""
 
 import json
 import os
