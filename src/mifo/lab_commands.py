@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.table import Table
 
 from mifo.cli import quiet_libraries
+from mifo.data.labelled import COLA, LabelTask
 from mifo.errors import ConfigError
 from mifo.lab.coupling import Coupling, CouplingSettings, coupling
 from mifo.lab.entropy import EntropyReport, entropy
-from mifo.lab.labels import COLA, LabelTask
 from mifo.lab.magnitude import Magnitude, magnitude
 from mifo.lab.overlap import Overlap, overlap
 from mifo.lab.redundancy import Redundancy, redundancy

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TokenIds = tuple[int, ...]
 Weight: TypeAlias = "float | tuple[float, ...]"  # of a sequence in a stream; a tuple weighs each response token
 StopReason = Literal["stop", "length"]  # a stop id was sampled | the response reached its maximum length
-GraderName = Literal["math", "exact", "choice", "code"]
+GraderName = Literal["math", "exact", "choice", "code", "label"]
 SpanName = Literal[
     "response", "prefix", "continuation"
 ]  # all of a response | a demonstration's first tokens | the rest

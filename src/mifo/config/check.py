@@ -136,9 +136,37 @@ def _check_data(config: Config) -> None:
         raise ConfigError(
             "data.verify_demonstrations = false with embedded data: they are always verified. Leave it true."
         )
+    _check_labels(config)
     if embedded and data.box_answers:
         raise ConfigError(
             "data.box_answers = true with embedded data: their answers are boxed already. Leave it false."
+        )
+
+
+def _check_labels(config: Config) -> None:
+    data = config.data
+    if not data.labels:
+        if data.instruction is not None:
+            raise ConfigError(
+                "data.instruction without data.labels has no effect: it is the question about a labelled text. Name the labels "
+                "too, or leave it out."
+            )
+        return
+    if data.train.startswith("embedded"):
+        raise ConfigError(
+            f"data.labels with data.train = '{data.train}': embedded problems have no labels. Name a file."
+        )
+    if data.evaluation.startswith("embedded"):
+        raise ConfigError(
+            f"data.labels with data.evaluation = '{data.evaluation}': embedded problems have no labels. Name a file, or none."
+        )
+    if data.box_answers:
+        raise ConfigError("data.box_answers = true with data.labels: a label stands alone. Leave it false.")
+    if len(data.labels) < 2 or len({label.casefold() for label in data.labels}) < len(data.labels):
+        raise ConfigError(f"data.labels = {list(data.labels)}: give two or more different labels.")
+    if data.instruction is not None and "{text}" not in data.instruction:
+        raise ConfigError(
+            f"data.instruction = '{data.instruction}': it has no place for the text. Write {{text}} where it goes."
         )
 
 

@@ -78,6 +78,10 @@ class DataConfig:
     """Grade every demonstration against its answer when data is read, and drop those that fail."""
     box_answers: bool = False
     """End demonstrations that have no boxed answer with the reference answer; for solutions known to be right."""
+    labels: tuple[str, ...] = ()
+    """Names of classes, in the order of their numbers: files are then of labelled texts (`sentence` or `text`, and `label`)."""
+    instruction: str | None = None
+    """The question about a labelled text, with {text} in its place; none: CoLA's for its labels, else a general one."""
 
 
 @dataclass(frozen=True, kw_only=True)

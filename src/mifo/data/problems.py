@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from mifo.data.labelled import LabelTask
 from mifo.data.readers import RowOrReason, is_hub_id, read_rows
 from mifo.data.rows import RowError, RowOptions, Schema, problem_from_row, schema_of
 from mifo.errors import ConfigError, DataError
@@ -80,6 +81,7 @@ def load_problems(
     split: str | None = None,
     strip_think: bool = True,
     box_answer: bool = False,
+    task: LabelTask | None = None,
 ) -> LoadReport:
     r"""Read a file, a folder or a hub data set.
 
@@ -87,11 +89,12 @@ def load_problems(
     `strip_think` drops a leading `<think>\n` of a demonstration, for templates that end the prompt in it (METHODS 2).
     `box_answer` ends a demonstration that has no box with the reference answer in one; only for solutions that are
     known to be right, since the verifier then sees the reference itself.
+    `task` has rows read as labelled texts.
 
     Raises DataError when the path cannot be read, its columns fit no schema, or no row is usable.
     """
     limits = limits or Limits()
-    options = RowOptions(default_source=_source_name(path), strip_think=strip_think, box_answer=box_answer)
+    options = RowOptions(default_source=_source_name(path), strip_think=strip_think, box_answer=box_answer, task=task)
     rows = list(read_rows(path, split))
     columns = _columns(rows)
     if not rows:
@@ -99,7 +102,7 @@ def load_problems(
     if not columns:
         raise DataError(f"data = {path!r}: no row could be read ({_listed(Counter(map(str, rows)))}); check the file")
     try:
-        schema = schema_of(columns)
+        schema = schema_of(columns, labelled=task is not None)
     except DataError as error:
         raise DataError(f"data = {path!r}: {error}") from error
     counts: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Rows from files: JSONL (plain or gzip), a JSON list, parquet, local `datasets` folders, and hub data sets by name.
+"""Rows from files: JSONL (plain or gzip), a JSON list, CoLA's TSV, parquet, local `datasets` folders, hub data sets by name.
 
 Every reader yields a row as a dict, or the reason (a string) for which a line could not be read. `pyarrow` and
 `datasets` are imported only when a file needs them. The hub is asked only for a name `org/name` that is no local path.
@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
+from mifo.data.labelled import tsv_rows
 from mifo.errors import DataError
 
 RowOrReason: TypeAlias = dict[str, Any] | str
 MAX_LINE_BYTES = 32 << 20  # of one JSON line; a row with a hundred long responses has less than one
 MAX_LIST_BYTES = 1 << 30  # of a file that is one JSON list, which is read at once
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".tsv")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -51,8 +52,18 @@ def _read_file(path: Path) -> Iterator[RowOrReason]:
         yield from _read_parquet(path)
     elif name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
         yield from _read_json(path)
+    elif name.endswith(".tsv"):
+        yield from _read_tsv(path)
     else:
         raise DataError(f"data = {str(path)!r}: unknown kind of file; give one of {', '.join(_FILE_SUFFIXES)}")
+
+
+def _read_tsv(path: Path) -> Iterator[RowOrReason]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data = {str(path)!r}: cannot be read ({error}); check the file or fetch it again") from error
+    yield from (row or "not CoLA's four columns" for row in tsv_rows(lines))
 
 
 def _read_json(path: Path) -> Iterator[RowOrReason]:

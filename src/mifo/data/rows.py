@@ -1,10 +1,11 @@
-"""One row of a data file, in any of five schemas, as a problem. Pure functions: no files, no tokenizer, no verifier.
+"""One row of a data file, in any of six schemas, as a problem. Pure functions: no files, no tokenizer, no verifier.
 
     mifo     `problem | question` with `answer`, and `demonstration | solution` where there is one; GSM8K's
              `question, answer` with `#### 18`, MATH's `problem, solution` with a box, and multiple choice with
              `options | choices` belong here
     verl     `prompt` (turns), `reward_model.ground_truth`, `target` (turns or null), `data_source`
     openrlhf `prompt`, `target` (turns or text), answer from a column or from the target's box
+    labels   `sentence | text` and `label`, where labels are configured: the question asks for the label, which is the answer
     coding   HumanEval's and MBPP's columns: see `coding`
     trl      `prompt, completion` or `messages`, with `answer | ground_truth | solution`; prompt-only is fine
 
@@ -22,10 +23,11 @@ from typing import Any, Literal, cast, get_args
 
 from mifo.data.coding import coding_problem, is_coding
 from mifo.data.extract import last_boxed
+from mifo.data.labelled import TEXT_COLUMNS, LabelTask, text_and_label
 from mifo.errors import DataError
 from mifo.types import GraderName, Message, Problem
 
-Schema = Literal["mifo", "verl", "trl", "openrlhf", "coding"]
+Schema = Literal["mifo", "verl", "trl", "openrlhf", "coding", "labels"]
 Row = Mapping[str, Any]
 
 ACCEPTED = (
@@ -33,7 +35,8 @@ ACCEPTED = (
     "verl: prompt + reward_model.ground_truth, optional target; "
     "openrlhf: prompt + target; "
     "trl: prompt (+ completion) or messages, + answer|ground_truth|solution; "
-    "coding: prompt + entry_point + test (HumanEval), or test_list (MBPP)"
+    "coding: prompt + entry_point + test (HumanEval), or test_list (MBPP); "
+    "labels: sentence|text + label, where data.labels names the labels"
 )
 THINK = "<think>\n"
 _QUESTION = ("problem", "question")
@@ -57,11 +60,24 @@ class RowOptions:
     default_source: str = ""
     strip_think: bool = True
     box_answer: bool = False
+    task: LabelTask | None = None
 
 
-def schema_of(columns: Collection[str]) -> Schema:
-    """The schema of a file with these columns. Raises DataError that lists what was found and what is accepted."""
+def schema_of(columns: Collection[str], *, labelled: bool = False) -> Schema:
+    """The schema of a file with these columns. Raises DataError that lists what was found and what is accepted.
+
+    Args:
+        columns: of the file.
+        labelled: labels are configured, so the file must be of labelled texts.
+    """
     have = set(columns)
+    if labelled:
+        if "label" in have and have & set(TEXT_COLUMNS):
+            return "labels"
+        raise DataError(
+            f"columns {', '.join(sorted(have)) or '(none)'}: data.labels is set, and a file of labelled texts has label and "
+            f"{' or '.join(TEXT_COLUMNS)}"
+        )
     if is_coding(have):
         return "coding"
     if {"prompt", "reward_model"} <= have:
@@ -80,6 +96,9 @@ def problem_from_row(row: Row, schema: Schema, options: RowOptions | None = None
     options = options or RowOptions()
     if schema == "mifo":
         messages, answer, demonstration, grader = _mifo(row)
+    elif schema == "labels":
+        messages, answer, demonstration = _labelled(row, options.task)
+        grader = "label"
     elif schema == "coding":
         messages, answer, demonstration = _coding(row)
         grader = "code"
@@ -97,7 +116,7 @@ def problem_from_row(row: Row, schema: Schema, options: RowOptions | None = None
         raise RowError("no answer")
     if demonstration and options.strip_think:
         demonstration = demonstration.removeprefix(THINK)
-    boxes = options.box_answer and grader != "code"
+    boxes = options.box_answer and grader not in ("code", "label")
     if demonstration and demonstration.strip() and boxes and last_boxed(demonstration) is None:
         demonstration = f"{demonstration.rstrip()}\n\\boxed{{{answer}}}"
     return Problem(
@@ -131,6 +150,16 @@ def _mifo(row: Row) -> tuple[tuple[Message, ...], str | None, str | None, Grader
         answer = answer or last_boxed(demonstration)
     messages = (Message("user", question),)
     return messages, answer, demonstration, _grader_of(row, messages, answer)
+
+
+def _labelled(row: Row, task: LabelTask | None) -> tuple[tuple[Message, ...], str, str]:
+    """The label is the answer and, since nothing else would be right, the demonstration."""
+    assert task is not None
+    found = text_and_label(row, task)
+    if isinstance(found, str):
+        raise RowError("no text" if not _first(row, TEXT_COLUMNS) else "a label that is none of data.labels")
+    text, number = found
+    return (Message("user", task.question(text)),), task.labels[number], task.labels[number]
 
 
 def _coding(row: Row) -> tuple[tuple[Message, ...], str, str | None]:

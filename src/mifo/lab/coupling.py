@@ -30,12 +30,11 @@ import torch
 
 from mifo.config.schema import Config, DataConfig
 from mifo.data.chat import Chat
+from mifo.data.labelled import COLA, LabelTask
 from mifo.errors import ConfigError
 from mifo.lab.labels import (
-    COLA,
     Example,
     LabelScores,
-    LabelTask,
     label_scores,
     read_examples,
     robust_label,

@@ -9,7 +9,6 @@ Matthews' correlation and balanced accuracy.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -19,34 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mifo.errors import ConfigError, DataError
+from mifo.data.labelled import LabelTask, text_and_label, tsv_rows
+from mifo.errors import DataError
 from mifo.types import Message, Problem
-
-TEXT_COLUMNS = ("sentence", "text")
-TSV_COLUMNS = 4  # source, label, the author's star, sentence: CoLA's own files
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelTask:
-    """The labels, in the order of their numbers in a file, and how a text becomes a question ({text} stands for it)."""
-
-    labels: tuple[str, ...]
-    instruction: str
-
-    def __post_init__(self) -> None:
-        if len(self.labels) < 2 or len({label.casefold() for label in self.labels}) < len(self.labels):
-            raise ConfigError(f"--labels {' '.join(self.labels)}: give two or more different labels.")
-        if "{text}" not in self.instruction:
-            raise ConfigError(
-                f"--instruction = '{self.instruction}': it has no place for the text. Write {{text}} there."
-            )
-
-
-COLA = LabelTask(
-    labels=("unacceptable", "acceptable"),
-    instruction="Is the following English sentence grammatically acceptable? Answer with one word, acceptable or "
-    "unacceptable.\n\nSentence: {text}",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +32,8 @@ class Example:
 
     def problem(self, task: LabelTask, number: int) -> Problem:
         """As a problem whose answer is the label."""
-        question = task.instruction.replace("{text}", self.text)
-        return Problem(id=f"example-{number}", messages=(Message("user", question),), answer=task.labels[self.label])
+        turn = Message("user", task.question(self.text))
+        return Problem(id=f"example-{number}", messages=(turn,), answer=task.labels[self.label], grader="label")
 
 
 def read_examples(path: str, task: LabelTask, limit: int | None = None) -> tuple[Example, ...]:
@@ -75,7 +49,7 @@ def read_examples(path: str, task: LabelTask, limit: int | None = None) -> tuple
         raise DataError(
             f"--data = '{path}' cannot be read ({error}). Name a JSONL or TSV file of labelled texts."
         ) from error
-    rows = _tsv(text) if file.suffix == ".tsv" else _json_lines(text)
+    rows = enumerate(tsv_rows(text.splitlines()), 1) if file.suffix == ".tsv" else _json_lines(text)
     examples = []
     for number, row in rows:
         example = _example(row, task)
@@ -98,25 +72,12 @@ def _json_lines(text: str) -> Iterator[tuple[int, Any]]:
                 yield number, None
 
 
-def _tsv(text: str) -> Iterator[tuple[int, Any]]:
-    for number, row in enumerate(csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-        yield number, {"label": row[1], "sentence": row[3]} if len(row) == TSV_COLUMNS else None
-
-
 def _example(row: Any, task: LabelTask) -> Example | str:
     """The example in a row, or what is wrong with it."""
     if not isinstance(row, dict):
         return "it is no labelled text"
-    text = next((row[name] for name in TEXT_COLUMNS if isinstance(row.get(name), str)), "")
-    if not text.strip():
-        return f"it has no text in {' or '.join(TEXT_COLUMNS)}"
-    label = row.get("label")
-    if isinstance(label, str) and label in task.labels:
-        return Example(text, task.labels.index(label))
-    number = int(label) if isinstance(label, str) and label.isdecimal() else label
-    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(task.labels):
-        return Example(text, number)
-    return f"label = {label!r} is neither one of {', '.join(task.labels)} nor a number below {len(task.labels)}"
+    found = text_and_label(row, task)
+    return found if isinstance(found, str) else Example(*found)
 
 
 def strict_label(response: str, task: LabelTask) -> int | None:

@@ -11,7 +11,7 @@ from types import MappingProxyType, TracebackType
 
 from mifo.data.extract import after_thought, gold_answer, gsm8k_answer, last_boxed, response_answer
 from mifo.errors import RewardError
-from mifo.rewards import choice, code, exact, math
+from mifo.rewards import choice, code, exact, label, math
 from mifo.rewards.pool import WorkerPool
 from mifo.rewards.sandbox import Sandbox
 from mifo.types import GraderName, Verdict
@@ -160,7 +160,11 @@ def _decide(item: Answer) -> Verdict | Open:
         return choice.decide(item.gold, item.text)
     if item.grader == "code":
         return code.decide(item.gold, item.text)
-    raise RewardError(f"grader = {item.grader!r}: there is no such grader; use 'math', 'exact', 'choice' or 'code'")
+    if item.grader == "label":
+        return label.decide(item.gold, item.text)
+    raise RewardError(
+        f"grader = {item.grader!r}: there is no such grader; use 'math', 'exact', 'choice', 'code' or 'label'"
+    )
 
 
 def verify_demonstration(grader: Grader, problem_grader: GraderName, gold: str, demonstration: str) -> Verdict:

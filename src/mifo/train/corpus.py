@@ -9,6 +9,7 @@ from typing import Literal
 from mifo.config.schema import Config, DataConfig
 from mifo.data import tasks
 from mifo.data.chat import Chat
+from mifo.data.labelled import make_task
 from mifo.data.problems import LoadReport, Verify, fingerprint, load_problems, summary
 from mifo.errors import DataError
 from mifo.types import GraderName, Problem, TokenIds, Verdict
@@ -143,6 +144,7 @@ def _load(data: DataConfig, part: Part, path: str, verify: Verify) -> LoadReport
         split=data.split if part == "train" else data.evaluation_split,
         strip_think=data.template == "luffy",
         box_answer=data.box_answers and part == "train",
+        task=make_task(data.labels, data.instruction) if data.labels else None,
     )
 
 

@@ -36,6 +36,16 @@ def gsm8k_files(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def cola_files(tmp_path_factory):
+    """Training and held-out JSONL as CoLA's are passed on."""
+    folder = tmp_path_factory.mktemp("cola")
+    for split, offset in (("train", 0), ("dev", 100)):
+        rows = [{"sentence": f"It is {i} o'clock.", "label": i % 2} for i in range(offset, offset + 70)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(folder / "train.jsonl"), str(folder / "dev.jsonl")
+
+
+@pytest.fixture(scope="session")
 def verl_file(tmp_path_factory):
     """A parquet file with the columns of the 46k data set."""
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")

@@ -10,13 +10,17 @@ WHOLE = "smollm2-arithmetic"  # most have its [data]; a tenth of the problems is
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_dry_run(name, model_folder, gsm8k_files, verl_file, tmp_path, capsys, monkeypatch, no_model_is_loaded):
+def test_dry_run(
+    name, model_folder, gsm8k_files, cola_files, verl_file, tmp_path, capsys, monkeypatch, no_model_is_loaded
+):
     monkeypatch.chdir(tmp_path)
     flags = [] if name == "tiny" else ["--model.path", model_folder]
     data = load_config(name)[1].data
     if data.train == "gsm8k/train.jsonl":
         flags += ["--data.train", gsm8k_files[0], "--data.evaluation", gsm8k_files[1]]
-    published = data.train not in ("embedded", "gsm8k/train.jsonl")
+    if data.labels:
+        flags += ["--data.train", cola_files[0], "--data.evaluation", cola_files[1]]
+    published = data.train not in ("embedded", "gsm8k/train.jsonl", "cola/train.jsonl")
     if name != WHOLE and read_recipe(name).tables["data"] == read_recipe(WHOLE).tables["data"]:
         flags += ["--data.train-problems", "250", "--data.evaluation-problems", "50"]
     if published:
@@ -49,6 +53,9 @@ def test_dry_run(name, model_folder, gsm8k_files, verl_file, tmp_path, capsys, m
         assert "70 training problems, 70 with a demonstration; 70 held out" in shown
         assert "\\boxed{" in shown
         assert "<<" not in shown
+    if data.labels:
+        assert "70 training problems, 70 with a demonstration; 70 held out" in shown
+        assert "Sentence: It is 0 o'clock." in shown
 
 
 def test_a_long_demonstration_is_shortened(model_folder, tmp_path, capsys):

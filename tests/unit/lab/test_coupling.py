@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from mifo.config.schema import Config
 from mifo.data.chartok import char_tokenizer
+from mifo.data.labelled import LabelTask
 from mifo.errors import ConfigError
 from mifo.lab.coupling import (
     CouplingPoint,
@@ -21,7 +22,7 @@ from mifo.lab.coupling import (
     coupling,
     mean_estimate,
 )
-from mifo.lab.labels import LabelTask, label_scores, read_examples
+from mifo.lab.labels import label_scores, read_examples
 from mifo.train.build import make_chat
 
 TASK = LabelTask(labels=("n", "y"), instruction="{text}?")

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
+from mifo.data.labelled import COLA, LabelTask
 from mifo.errors import ConfigError, DataError
-from mifo.lab.labels import COLA, LabelTask, label_scores, read_examples, robust_label, strict_label
+from mifo.lab.labels import label_scores, read_examples, robust_label, strict_label
 
 
 @pytest.mark.parametrize(
