@@ -70,7 +70,7 @@ def _length(evidence: Evidence) -> Iterator[Claim]:
 def _variants(plan: Plan) -> dict[str, Tables]:
     half, twice = max(1, plan.tier.buffer // 2), 2 * plan.tier.buffer
     return {
-        "p-0": {"accuracy_threshold": 0.0},
+        "p-0.25": {"accuracy_threshold": 0.25},  # of four rollouts none or one: the paper's 1/8 means none, as 0 would
         "p-0.5": {"accuracy_threshold": 0.5},
         "rho-0.1": {"token_fraction": 0.1},
         "rho-0.5": {"token_fraction": 0.5},
