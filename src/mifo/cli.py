@@ -229,9 +229,9 @@ def _recipes(_: argparse.Namespace) -> int:
 
 
 def _print_recipes(width: int, indent: str = "") -> None:
-    from mifo.config.load import read_recipe, recipe_names
+    from mifo.config.load import recipe_descriptions
 
-    _print_columns([(name, read_recipe(name).description) for name in recipe_names()], width, indent)
+    _print_columns(recipe_descriptions(), width, indent)
 
 
 def _print_columns(rows: Sequence[tuple[str, str]], width: int, indent: str = "") -> None:

@@ -61,6 +61,13 @@ def read_recipe(name_or_path: str) -> Recipe:
     return _read(name_or_path, None, ())
 
 
+def recipe_descriptions() -> list[tuple[str, str]]:
+    """Shipped recipes with their descriptions, in alphabetical order; reads what they extend only where they have none."""
+    folder = Path(str(resources.files("mifo.recipes")))
+    own = {name: read_toml(folder / f"{name}.toml").get("description") for name in recipe_names()}
+    return [(name, text or read_recipe(name).description) for name, text in own.items()]
+
+
 def recipe_chain(name: str) -> list[str]:
     """The names of a shipped recipe and of those it extends, itself first."""
     names = [name]

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mifo.config.load import load_config, read_recipe, recipe_names
+from mifo.config.load import load_config, read_recipe, recipe_descriptions, recipe_names
 from mifo.config.schema import GrpoMethod, MifoMethod, SftMethod
 from mifo.data import tasks
 
@@ -337,3 +337,8 @@ def test_every_loss_and_variant_has_a_recipe_on_the_embedded_model_and_a_publish
     for variant in {*own, *MIXED, "srft"} - forms:
         assert f"{variant}-smollm2" in names
         assert [n for n in names if re.fullmatch(rf"{variant}(-50+)?-(qwen|llama).*", n)], variant
+
+
+def test_descriptions_are_those_of_the_recipes():
+    assert recipe_descriptions() == [(name, read_recipe(name).description) for name in recipe_names()]
+    assert all(description for _, description in recipe_descriptions())
