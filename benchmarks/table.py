@@ -40,6 +40,16 @@ def details(name: str, record: dict[str, Any]) -> str:
         held = ", ".join(f"{part} {gib:.1f}" for part, gib in parts.items())
         weights = record["weights_of_all_layers_gib"]
         return f"{held} GiB, extrapolated from {record['measured_layers']} to 32 layers; the weights are {weights:.1f}"
+    if name == "cpu_arithmetic":
+        middle = {
+            arithmetic: sorted(runs["cpu_seconds"])[len(runs["cpu_seconds"]) // 2]
+            for arithmetic, runs in record["update"].items()
+        }
+        rates = record["product_gigaflops"]
+        return (
+            f"{middle['float32']:.1f} against {middle['bfloat16']:.1f} CPU-seconds an update; products at {rates['float32']} "
+            f"against {rates['bfloat16']} GFLOP/s"
+        )
     if name == "checkpoint":
         parts = []
         for memory in ("plenty", "little"):

@@ -1,6 +1,8 @@
 """PPO and PRIME on a small model that already solves some problems: both models learn, reward rises, and a run that is stopped
 anywhere, also between the updates of its two models, ends in the same bits."""
 
+from statistics import fmean
+
 import pytest
 import torch
 from conftest_e2e import cut_back, journal, replaced, run_small
@@ -256,17 +258,20 @@ LEARNING = {
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_reward_rises(start, tmp_path, name):
-    """Of 128 rollouts a step, some 15 % more are right in the last third of the run than in the first."""
+    """Of 128 rollouts a step, some 13 % more are right in the last third of a run than in the first; here of two runs."""
     method, own_rate = LEARNING[name]
     own = "critic_optimizer" if name == "ppo" else "prm_optimizer"
     tables = {
         "rl_optimizer": {"learning_rate": 6e-4, "weight_decay": 0.0},
         own: {"learning_rate": own_rate, "weight_decay": 0.0},
     }
-    config = replaced(config_of(start, method, steps=LEARNING_STEPS, **tables), "train", micro_batch_tokens=8192)
-    run_small(replaced(config, "run", checkpoint_steps=None), tmp_path / "run")
-    rewards = [record["reward"] for record in journal(tmp_path / "run", "metrics")]
-    third = LEARNING_STEPS // 3
-    first, last = sum(rewards[:third]) / third, sum(rewards[-third:]) / third
-    assert 0.2 < first < 0.7
-    assert last > first + 0.08, rewards
+    first, last = [], []
+    for seed in (0, 1):
+        config = config_of(start, method, steps=LEARNING_STEPS, **tables)
+        config = replaced(config, "train", micro_batch_tokens=8192, seed=seed)
+        run_small(replaced(config, "run", checkpoint_steps=None), tmp_path / str(seed))
+        rewards = [record["reward"] for record in journal(tmp_path / str(seed), "metrics")]
+        first += rewards[: LEARNING_STEPS // 3]
+        last += rewards[-(LEARNING_STEPS // 3) :]
+    assert 0.2 < fmean(first) < 0.7
+    assert fmean(last) > fmean(first) + 0.05, (first, last)  # 0.02: what chance alone does
