@@ -207,6 +207,7 @@ def test_a_failed_run_is_reported_and_stops_no_other(tmp_path, capsys):
         (["--recipe", "tiny", "--methods", "mifo", "--flops", "1", "--steps", "2"], "a budget is one of them"),
         (["--recipe", "tiny", "--methods", "mifo", "--steps", "8", "--jobs", "-1"], "--jobs -1"),
         (["x.toml", "--recipe", "tiny"], "--recipe has no effect with an arena file"),
+        (["--recipe", "tiny", "--methods", ","], "--methods names none"),
         (["--report", "a", "--jobs", "2"], "--jobs has no effect with --report"),
         (["--report", "/nowhere"], "neither a run folder nor the folder of an arena"),
     ],

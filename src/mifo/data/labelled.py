@@ -5,7 +5,6 @@ The task of S4 is sentence acceptability in CoLA's format; any labels and any in
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from mifo.errors import ConfigError
 TEXT_COLUMNS = ("sentence", "text")
 COLA_COLUMNS = ("source", "label", "star", "sentence")  # of its TSV files, which have no header
 PLACE = "{text}"
+MOST_DIGITS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,8 @@ def make_task(labels: tuple[str, ...], instruction: str | None) -> LabelTask:
 
 def tsv_rows(lines: Iterable[str]) -> Iterator[dict[str, str] | None]:
     """Rows of a file in CoLA's own format; None for a line of other than four columns."""
-    for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
+    for line in lines:  # nothing is quoted in them
+        row = line.split("\t")
         yield dict(zip(COLA_COLUMNS, row, strict=True)) if len(row) == len(COLA_COLUMNS) else None
 
 
@@ -78,7 +79,7 @@ def text_and_label(row: Mapping[str, Any], task: LabelTask) -> tuple[str, int] |
     label = row.get("label")
     if isinstance(label, str) and label in task.labels:
         return text, task.labels.index(label)
-    number = int(label) if isinstance(label, str) and label.isdecimal() else label
+    number = int(label) if isinstance(label, str) and label.isdecimal() and len(label) < MOST_DIGITS else label
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(task.labels):
         return text, number
     return f"label = {label!r} is neither one of {', '.join(task.labels)} nor a number below {len(task.labels)}"

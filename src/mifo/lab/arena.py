@@ -18,12 +18,13 @@ from mifo.config.decode import decode
 from mifo.config.schema import Config
 from mifo.errors import ConfigError
 from mifo.lab.arena_compare import Budget, Comparison, compare
-from mifo.lab.arena_file import Arena
+from mifo.lab.arena_file import Arena, held_out_place
+from mifo.lab.arena_inputs import check_inputs
 from mifo.lab.arena_jobs import Command, Job, Outcome, run_jobs, wait_until_free
 from mifo.lab.arena_plan import Entry, PlannedRun, changed_setting, check_fair, final_run, make_entries, tuning_runs
 from mifo.lab.arena_results import MEASURED, SUMMARY, Failure, RunResult, read_run
 from mifo.lab.arena_toml import config_toml
-from mifo.lab.arena_tuning import Choice, Trial, select
+from mifo.lab.arena_tuning import Choice, Factors, Trial, select
 from mifo.train.checkpoint import read_json
 from mifo.train.console import clock
 from mifo.train.lock import FolderLock
@@ -58,16 +59,18 @@ class ArenaRun:
         """Run what is not finished and compare; None where `stop` was asked before the end.
 
         Raises:
-            ConfigError: the arena is wrong, unfair, or not the one that the folder holds.
+            ConfigError: the arena is wrong, unfair, not the one that the folder holds, or names data that are not there.
+            ModelError: a model is not there.
             CheckpointError: the folder is in use or cannot be written to.
         """
         entries = make_entries(self.arena, str(self.options.folder / RUNS))
+        check_inputs(self.arena, entries)
         with FolderLock(self.options.folder, elsewhere="--folder"):
             trials = {e.name: tuning_runs(self.arena, e) if self.arena.settings.tuning.enabled else [] for e in entries}
-            finals = len(entries) * len(self.arena.seeds)
-            self.planned = sum(map(len, trials.values())) + finals
+            grid = [run for e in entries for run in self._of_grid(e, trials[e.name])]
+            self.planned = len(grid) + len(entries) * len(self.arena.seeds)
             self.say(self._announcement(entries, trials))
-            self._run([run for points in trials.values() for _, run in points])
+            self._run(grid)
             if self.stop.requested:
                 return None
             choices = [choice for e in entries if (choice := self._choose(e, trials[e.name])) is not None]
@@ -76,9 +79,7 @@ class ArenaRun:
                 return None
             return self._compare(entries, choices)
 
-    def _announcement(
-        self, entries: Sequence[Entry], trials: dict[str, list[tuple[tuple[float, float], PlannedRun]]]
-    ) -> str:
+    def _announcement(self, entries: Sequence[Entry], trials: dict[str, list[tuple[Factors, PlannedRun]]]) -> str:
         budget, tuning = self.arena.settings.budget, self.arena.settings.tuning
         points = max(map(len, trials.values()))
         grid = (
@@ -159,6 +160,25 @@ class ArenaRun:
                 f"{stored.parent} was run with {key} = {old!r}, and the arena now says {new!r}. Choose another --folder, or put "
                 "the arena back as it was."
             )
+        self._check_measured(run)
+
+    def _check_measured(self, run: PlannedRun) -> None:
+        """Figures of other problems than the arena now names are made again, or refused where the model is gone."""
+        path, test = self._folder(run) / MEASURED, self.arena.settings.test
+        if run.stage != "final" or not path.is_file():
+            return
+        place = "none" if test.out_of_distribution == "none" else held_out_place(test.out_of_distribution)
+        wanted = {"place": place, "problems": test.ood_problems if place != "none" else 0}
+        found = read_json(path).get("ood_data", wanted)
+        if found == wanted:
+            return
+        if not (path.parent / "export").is_dir():
+            raise ConfigError(
+                f"{path.parent} was measured on {found['problems']} problems of {found['place']}, and the arena now says "
+                f"test.out_of_distribution = '{test.out_of_distribution}' with {test.ood_problems}; its model is not kept. "
+                "Choose another --folder, or put the arena back as it was."
+            )
+        path.unlink()
 
     def _job(self, run: PlannedRun) -> Job:
         folder = self._folder(run)
@@ -196,13 +216,14 @@ class ArenaRun:
 
     # --- results -----------------------------------------------------------------------------------------------------
 
-    def _choose(self, entry: Entry, points: Sequence[tuple[tuple[float, float], PlannedRun]]) -> Choice | None:
+    def _choose(self, entry: Entry, points: Sequence[tuple[Factors, PlannedRun]]) -> Choice | None:
         """The rates of an entry; None where all of its grid failed."""
         if not points:
             rates = final_run(entry, 0).rates
             return Choice(entry=entry.name, factors=(1.0, 1.0), rates=rates, optimizers=entry.optimizers)
         trials = tuple(self._trial(factors, run) for factors, run in points)
-        best = select(trials)
+        begun = self._begun_with(entry, points)
+        best = next((trial for trial in trials if trial.factors == begun), None) or select(trials)
         if best is None:
             self.say(f"{entry.name}: no run for its learning rates finished, so it has no final runs")
             return None
@@ -212,7 +233,22 @@ class ArenaRun:
         self.say(f"{entry.name}: learning rate {choice.describe()}")
         return choice
 
-    def _trial(self, factors: tuple[float, float], run: PlannedRun) -> Trial:
+    def _of_grid(self, entry: Entry, points: Sequence[tuple[Factors, PlannedRun]]) -> list[PlannedRun]:
+        """The runs of a grid that decide anything: all, but for failed ones of a method whose final runs have begun."""
+        begun = self._begun_with(entry, points) is not None
+        return [run for _, run in points if not begun or self._finished(run)]
+
+    def _begun_with(self, entry: Entry, points: Sequence[tuple[Factors, PlannedRun]]) -> Factors | None:
+        """The rates of final runs that exist: a point of the grid that failed before them no longer changes the choice."""
+        stored = [self._folder(final_run(entry, seed)) / "config.json" for seed in self.arena.seeds]
+        for config in [decode(Config, read_json(path)) for path in stored if path.is_file()]:
+            for factors, _ in points:
+                seeded = final_run(entry, config.train.seed, factors)
+                if changed_setting(config, seeded.config) is None:
+                    return factors
+        return None
+
+    def _trial(self, factors: Factors, run: PlannedRun) -> Trial:
         if not self._finished(run):
             return Trial(factors=factors, rates=run.rates, accuracy=None)
         result = read_run(self._folder(run), run.entry)

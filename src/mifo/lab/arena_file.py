@@ -17,6 +17,13 @@ from mifo.errors import ConfigError
 
 BudgetKind = Literal["flops", "tokens", "steps", "minutes"]
 BUDGET_KINDS: tuple[BudgetKind, ...] = ("flops", "tokens", "steps", "minutes")
+OF_THE_ARENA = (
+    ("data", "evaluation", "test.in_distribution and tuning.validation say what is measured on"),
+    ("train", "seed", "seeds, first_seed and tuning.seed are the arena's"),
+    *(("train", key, "the arena has a [budget]") for key in ("minutes", "max_flops", "max_tokens")),
+    ("train", "threads", "--jobs divides the cores"),
+    ("run", "*", "run folders are the arena's"),
+)
 NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.+")
 
 
@@ -130,6 +137,13 @@ class Arena:
         return self.settings.reference or self.contestants[0].name
 
 
+def held_out_place(path: str) -> str:
+    """One spelling of what a held-out setting names: `embedded` stands for its test split, a path for the file it leads to."""
+    if path.startswith("embedded"):
+        return "embedded:test" if path == "embedded" else path
+    return str(Path(path).expanduser().resolve())
+
+
 def read_arena(path: Path) -> Arena:
     """An arena file.
 
@@ -141,7 +155,7 @@ def read_arena(path: Path) -> Arena:
             f"{path} is no arena file. Name an existing .toml (docs/compare.md), or use --recipe and --methods."
         )
     data = read_toml(path)
-    methods, shared = data.pop("methods", None), data.pop("settings", {})
+    methods, shared = data.pop("methods", None), _table(path, "settings", data.pop("settings", {}))
     if not isinstance(methods, dict) or not methods:
         raise ConfigError(
             f'{path} names no methods. Add tables such as [methods.mifo] with recipe = "smollm2-arithmetic".'
@@ -158,11 +172,27 @@ def read_arena(path: Path) -> Arena:
         recipe = table["recipe"]
         place = str(path.parent / recipe) if recipe.endswith(".toml") else recipe
         contestants.append(
-            Contestant(name=name, recipe=recipe, tables=read_recipe(place).tables, settings=table.get("settings", {}))
+            Contestant(
+                name=name,
+                recipe=recipe,
+                tables=read_recipe(place).tables,
+                settings=_table(path, f"methods.{name}.settings", table.get("settings", {})),
+            )
         )
     arena = Arena(name=path.stem, settings=decode(ArenaSettings, data), contestants=tuple(contestants), shared=shared)
     check_arena(arena)
     return arena
+
+
+def _table(path: Path, place: str, value: object) -> dict[str, Any]:
+    """Settings as tables of a recipe, without those that the arena itself decides."""
+    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+        raise ConfigError(f"{path}: {place} holds tables of settings, such as [{place}.rollout]; it is {value!r}.")
+    for table, key, instead in OF_THE_ARENA:
+        if key in value.get(table, {}) or (key == "*" and table in value):
+            name = table if key == "*" else f"{table}.{key}"
+            raise ConfigError(f"{path}: {place}.{name} would have no effect: {instead}. Leave it out.")
+    return value
 
 
 def check_arena(arena: Arena) -> None:
@@ -175,6 +205,10 @@ def check_arena(arena: Arena) -> None:
     check_bounds(settings)
     names = [contestant.name for contestant in arena.contestants]
     for name in names:
+        if name.startswith("tuning-"):
+            raise ConfigError(
+                f"methods.{name}: names that begin with tuning- are those of the grid's runs. Use another."
+            )
         if not name or not set(name) <= NAME_CHARACTERS or name.startswith("."):
             raise ConfigError(
                 f"methods.{name!r}: a method's name is part of file names. Use letters, digits, - _ . and +."
@@ -214,7 +248,8 @@ def _check_tuning(settings: ArenaSettings, seeds: tuple[int, ...]) -> None:
         raise ConfigError(
             "tuning.validation = 'none': rates are selected on it. Name problems, or set tuning.enabled = false."
         )
-    if tuning.validation in (settings.test.in_distribution, settings.test.out_of_distribution):
+    measured_on = (settings.test.in_distribution, settings.test.out_of_distribution)
+    if held_out_place(tuning.validation) in map(held_out_place, measured_on):
         raise ConfigError(
             f"tuning.validation = '{tuning.validation}' is also what the final runs are measured on. Name other problems, or set "
             "tuning.enabled = false."

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mifo.errors import CheckpointError
+from mifo.errors import CheckpointError, MifoError
 from mifo.lab import nursery
 from mifo.lab.nursery import Child, Nursery
 from mifo.train.lock import FolderLock
@@ -57,8 +57,8 @@ class Outcome:
 @dataclass(kw_only=True)
 class _Running:
     job: Job
-    rest: deque[Command]
     log_before: int
+    rest: deque[Command] | None = None  # None: not prepared yet
     started: float = field(default_factory=time.monotonic)
     process: subprocess.Popen[bytes] | Child | None = None
 
@@ -124,12 +124,20 @@ def _begin(waiting: list[Job], running: list[_Running], outcomes: Sequence[Outco
             failed.add(job.name)
             yield Outcome(name=job.name, seconds=0.0, reason=f"{job.after}, which it starts from, failed")
             continue
-        before = job.log.stat().st_size if job.log.exists() else 0
-        running.append(_Running(job=job, rest=deque(job.prepare()), log_before=before))
+        running.append(_Running(job=job, log_before=job.log.stat().st_size if job.log.exists() else 0))
 
 
 def _advance(entry: _Running, start: _Starter) -> Outcome | None:
-    """Start the job's next command where none runs; its outcome once it has ended."""
+    """Start the job's next command where none runs; its outcome once it has ended, or what it needs is refused."""
+    try:
+        return _go_on(entry, start)
+    except (OSError, MifoError) as error:
+        return Outcome(name=entry.job.name, seconds=_since(entry), reason=str(error))
+
+
+def _go_on(entry: _Running, start: _Starter) -> Outcome | None:
+    if entry.rest is None:
+        entry.rest = deque(entry.job.prepare())
     process = entry.process
     if process is not None:
         status = process.poll()
@@ -189,8 +197,10 @@ def _end(processes: Sequence[subprocess.Popen[bytes] | Child]) -> None:
 
 
 def _reason(entry: _Running, status: int) -> str:
-    """What the end of a log says of a failure: its last message of `mifo`, else its last line."""
-    how = f"signal {-status}" if status < 0 else f"status {status}"
+    """What ended a job: a signal, else its log's last message of `mifo`, or its last line."""
+    if status < 0:
+        return f"killed by signal {-status}"
+    how = f"status {status}"
     text = entry.job.log.read_bytes()[entry.log_before :].decode("utf-8", "replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if line.startswith("mifo: ")), lines[-1] if lines else "")

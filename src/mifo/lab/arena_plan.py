@@ -214,8 +214,15 @@ def check_fair(configs: Mapping[str, Config], allowed: Sequence[str]) -> list[st
         A note on each difference that was allowed.
 
     Raises:
-        ConfigError: names the setting and both values.
+        ConfigError: names the setting and both values; or what is allowed is no setting.
     """
+    known = flat({table: encode(getattr(config, table)) for config in configs.values() for table in FAIR_TABLES})
+    for place in allowed:
+        if not any(key == place or key.startswith(f"{place}.") for key in known):
+            raise ConfigError(
+                f"allow_different names '{place}', which is neither one of the tables {', '.join(FAIR_TABLES)} nor a setting of "
+                "them, such as rollout.temperature."
+            )
     notes = []
     for key, values in differing(configs).items():
         first, value = next(iter(values.items()))

@@ -46,6 +46,8 @@ def quick_arena(
     """
     base = read_recipe(recipe)
     config = decode(Config, base.tables)
+    if not methods:
+        raise ConfigError("--methods names none. Name some, such as --methods mifo,relift,sft.")
     contestants = tuple(_contestant(name, base.name, recipe, config, base.tables) for name in methods)
     test, shared = _held_out(config)
     settings = ArenaSettings(

@@ -44,6 +44,11 @@ class Estimate:
     problems: int
 
     @property
+    def certain(self) -> bool:
+        """Nothing varied: the interval has no width but that of rounding."""
+        return self.high - self.low <= 1e-12 * max(1.0, abs(self.value))
+
+    @property
     def excludes_zero(self) -> bool:
         """Of a difference: its sign is outside doubt, as far as the interval goes."""
         return self.low > 0.0 or self.high < 0.0
@@ -92,7 +97,7 @@ def share_interval(scores: Table) -> Estimate:
     """`interval` of shares: its ends are within 0 and 1, and where nothing varies it is Wilson's, one trial a problem."""
     found = interval(scores)
     low, high = found.low, found.high
-    if low == high:  # equal scores do not make a certainty
+    if found.certain:  # equal scores do not make a certainty
         bounds = wilson(found.value * found.problems, found.problems)
         low, high = bounds.low, bounds.high
     return Estimate(
@@ -125,9 +130,7 @@ def paired_difference(runs: Runs, reference: Runs) -> Estimate | None:
     if not seeds or not problems:
         return None
     found = interval(score_table(runs, seeds, problems) - score_table(reference, seeds, problems))
-    if (
-        found.low == found.high
-    ):  # no problem tells the two apart: so many could in either direction and still show in none
+    if found.certain:  # no problem tells the two apart: so many could in either direction and still show in none
         most = wilson(0.0, len(problems)).high
         found = replace(found, low=found.value - most, high=found.value + most)
     return Estimate(

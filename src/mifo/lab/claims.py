@@ -42,7 +42,7 @@ class Claim:
     def verdict(self) -> Verdict:
         """By the interval, see above."""
         found = self.measured
-        if self.undecided or found is None or found.seeds < 2 or found.low == found.high:
+        if self.undecided or found is None or found.seeds < 2 or found.certain:
             return "cannot be told"
         low, high = found.low - self.bound, found.high - self.bound
         if self.side == "within":

@@ -30,7 +30,8 @@ LIBRARIES = (
     "transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2",
 )  # fmt: skip
 LOOK_SECONDS = 0.05
-LOST = "the process that runs are started from is gone"
+LOST = "the process that runs are forked from ends as soon as it is started"
+_ATTEMPTS = 2
 _PR_SET_PDEATHSIG = 1
 
 
@@ -83,7 +84,7 @@ class Nursery:
     _process: subprocess.Popen[bytes] | None = None
     _socket: socket.socket | None = None
     _heard: bytes = b""
-    _forked: list[int] = field(default_factory=list)
+    _answers: list[Child | str] = field(default_factory=list)
 
     def start(self, command: Sequence[str], log: Path) -> Child:
         """Fork a child that becomes a module.
@@ -92,20 +93,23 @@ class Nursery:
             command: the module and its arguments.
             log: what it prints is added there.
 
+        Where the process was killed since the last child, another one is started.
+
         Raises:
-            ChildProcessError: the process cannot be started, or ended while it was asked.
+            ChildProcessError: the process cannot be started, or the system has no room for a child.
         """
-        if self._socket is None:
-            self._open()
-        assert self._socket is not None
-        self._say({"fork": list(command), "log": str(log)})
-        while not self._forked:
-            self.listen(None)
+        for _ in range(_ATTEMPTS):
             if self._socket is None:
-                raise ChildProcessError(LOST)
-        child = Child(nursery=self, number=self._forked.pop())
-        self._children[child.number] = child
-        return child
+                self._open()
+            self._say({"fork": list(command), "log": str(log)})
+            while self._socket is not None and not self._answers:
+                self.listen(None)
+            if self._answers:
+                answer = self._answers.pop()
+                if isinstance(answer, str):
+                    raise ChildProcessError(answer)
+                return answer
+        raise ChildProcessError(LOST)
 
     def _open(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -142,8 +146,12 @@ class Nursery:
         *lines, self._heard = (self._heard + piece).split(b"\n")
         for line in lines:
             message = json.loads(line)
-            if "forked" in message:
-                self._forked.append(message["forked"])
+            if "forked" in message:  # known from here on: its end may be the next line
+                child = Child(nursery=self, number=message["forked"])
+                self._children[child.number] = child
+                self._answers.append(child)
+            elif "refused" in message:
+                self._answers.append(message["refused"])
             else:
                 child = self._children.pop(message["ended"])
                 child.status = message["status"]
@@ -191,7 +199,11 @@ def _serve(control: socket.socket) -> Sequence[str] | None:
                 if "reap" in message:
                     os.waitpid(message["reap"], 0)
                     continue
-                number = os.fork()
+                try:
+                    number = os.fork()
+                except OSError as error:
+                    _tell(control, {"refused": f"no process can be made: {error.strerror}"})
+                    continue
                 if number == 0:
                     control.close()
                     _settle(own, Path(message["log"]))
@@ -206,7 +218,7 @@ def _serve(control: socket.socket) -> Sequence[str] | None:
                 _tell(control, {"ended": number, "status": status})
 
 
-def _tell(control: socket.socket, message: Mapping[str, int]) -> None:
+def _tell(control: socket.socket, message: Mapping[str, int | str]) -> None:
     control.sendall(json.dumps(message).encode("utf-8") + b"\n")
 
 

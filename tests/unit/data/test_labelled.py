@@ -106,3 +106,12 @@ def test_settings_that_make_no_sense_are_refused(data, words):
     tables = {"data": {"train": "a.jsonl", "evaluation": "b.jsonl", **data}}
     with pytest.raises(ConfigError, match=words):
         check_config(decode(Config, tables))
+
+
+def test_labels_and_lines_of_any_length_are_read(tmp_path):
+    (tmp_path / "data.jsonl").write_text(
+        json.dumps({"sentence": "Long.", "label": "1" * 5000}) + "\n" + json.dumps(ROWS[0])
+    )
+    assert len(load_problems(str(tmp_path / "data.jsonl"), task=COLA).problems) == 1
+    (tmp_path / "data.tsv").write_text(f"s\t1\t\t{'word ' * 40_000}\ns\t0\t\tShort\n")
+    assert len(load_problems(str(tmp_path / "data.tsv"), task=COLA).problems) >= 1

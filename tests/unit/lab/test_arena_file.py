@@ -71,9 +71,26 @@ def test_a_recipe_beside_the_arena(tmp_path):
         (("[budget]", "[tuning]\none_rate = [0.0]\ntwo_rates = [[1.0, 1.0]]\n[budget]"), "must be above 0"),
         (("[budget]", "[tuning]\nseed = 1\n[budget]"), "tuning.seed = 1 is also"),
         (("[budget]", '[tuning]\nvalidation = "embedded:test"\n[budget]'), "is also what the final runs"),
+        (("[budget]", '[tuning]\nvalidation = "embedded"\n[budget]'), "is also what the final runs"),  # its test split
+        (
+            ("[budget]", '[tuning]\nvalidation = "./t.jsonl"\n[test]\nin_distribution = "t.jsonl"\n[budget]'),
+            "is also what the final runs",
+        ),
         (("[budget]", '[tuning]\nvalidation = "none"\n[budget]'), "rates are selected on it"),
         (("[budget]", '[test]\nin_distribution = "none"\n[budget]'), "ranked by it"),
         (("seeds = 2", "seeds = 2\nmethod = 1"), "method is not a setting"),
+        (("seeds = 2", "seeds = 2\nsettings = 3"), "settings holds tables of settings"),
+        (
+            ('[methods.mifo]\nrecipe = "tiny"', '[methods.mifo]\nrecipe = "tiny"\nsettings = 3'),
+            "mifo.settings holds tables",
+        ),
+        (
+            ("[budget]", '[settings.data]\nevaluation = "x.jsonl"\n[budget]'),
+            "settings.data.evaluation would have no effect",
+        ),
+        (("[budget]", "[settings.train]\nseed = 3\n[budget]"), "settings.train.seed would have no effect"),
+        (("[budget]", '[settings.run]\nname = "a"\n[budget]'), "settings.run would have no effect"),
+        (("[methods.mifo]", "[methods.tuning-mifo]"), "begin with tuning-"),
     ],
 )
 def test_mistakes_are_named(tmp_path, change, words):

@@ -19,7 +19,7 @@ CHILD = """
 import json, os, signal, sys, time
 place, seconds, status = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
 def note(word):
-    record = {"word": word, "time": time.monotonic(), "threads": os.environ["OMP_NUM_THREADS"]}
+    record = {"word": word, "time": time.monotonic(), "threads": os.environ["OMP_NUM_THREADS"], "pid": os.getpid()}
     with open(place, "a") as file:
         file.write(json.dumps(record) + "\\n")
 def saved(number, frame):
@@ -77,6 +77,32 @@ def test_a_failed_job_is_reported_and_stops_no_other(workshop):
     assert [n["word"] for n in workshop.notes("bad")] == ["start", "end"]  # its second command was not begun
     assert [n["word"] for n in workshop.notes("good")] == ["start", "end"] * 2
     assert {n["threads"] for n in workshop.notes("good")} == {"3"}
+
+
+def test_what_cannot_be_prepared_or_tidied_up_is_a_failure_of_its_own(workshop):
+    def refuse():
+        raise OSError(28, "no space left")
+
+    jobs = [workshop.job(name, (0, 0)) for name in ("a", "b", "c")]
+    jobs[0] = replace(jobs[0], prepare=refuse)
+    jobs[1] = replace(jobs[1], done=refuse)
+    outcomes = {outcome.name: outcome.reason for outcome in run(jobs)}
+    assert outcomes == {"a": "[Errno 28] no space left", "b": "[Errno 28] no space left", "c": None}
+
+
+def test_a_killed_child_s_reason_is_the_signal(workshop):
+    job = workshop.job("a", (60, 0))
+
+    def kill():
+        while not workshop.notes("a"):
+            time.sleep(0.02)
+        os.kill(workshop.notes("a")[0]["pid"], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    (outcome,) = run([job])
+    thread.join()
+    assert outcome.reason == "killed by signal 9"
 
 
 def test_a_reason_is_of_this_start_alone(workshop):

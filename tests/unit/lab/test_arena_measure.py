@@ -59,11 +59,14 @@ def test_a_run_is_measured_against_its_own_start(run_folder, capsys):
     norm = sum(p.detach().double().square().sum() for p in tiny_model(5).parameters()).sqrt()
     assert found["movement"]["relative"] == pytest.approx(0.5 / float(norm), rel=1e-6)
     assert len(found["ood"]) == 7
+    assert found["ood_data"] == {"place": "embedded:test", "problems": 7}
     assert set(found["ood"].values()) <= {0.0, 1.0}
 
 
 def test_without_other_problems(run_folder):
-    assert set(measure(run_folder, ood=None, problems=1)) == {"movement"}
+    found = measure(run_folder, ood=None, problems=1)
+    assert set(found) == {"movement", "ood_data"}
+    assert found["ood_data"] == {"place": "none", "problems": 0}
 
 
 def test_a_folder_without_a_model(run_folder, capsys):

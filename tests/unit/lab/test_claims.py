@@ -38,6 +38,9 @@ def test_the_interval_decides(side, bound, margin, low, high, verdict):
 def test_one_seed_and_intervals_without_width_decide_nothing():
     assert claim(0.1, 0.2, seeds=1).verdict == "cannot be told"
     assert claim(0.1, 0.1).verdict == "cannot be told"
+    for figure in (0.1, 0.05, -0.0125, 0.7):  # their mean is not always the same number again
+        assert over_seeds(dict.fromkeys(range(3), figure)).certain
+    assert not claim(0.1, 0.1 + 1e-6).measured.certain
     assert Claim(text="", paper="", unit="points", side="above").verdict == "cannot be told"
 
 

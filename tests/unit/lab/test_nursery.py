@@ -37,6 +37,17 @@ if __name__ == "__main__":
     sys.exit(int(how))
 """
 
+REFUSES_THE_SECOND = """
+import os
+BY, fork, asked = os.getpid(), os.fork, []
+def sometimes():
+    asked.append(1)
+    if len(asked) == 2:
+        raise OSError(11, "no room")
+    return fork()
+os.fork = sometimes
+"""
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
@@ -105,7 +116,7 @@ def test_they_run_side_by_side_and_are_polled(nursery, place):
     until(lambda: slow.poll() is not None)
     assert slow.status == 4
     assert [note["word"] for note in notes(place, "slow")] == ["start", "saved"]
-    assert gone(slow.number)  # waited for: no zombie is left
+    until(lambda: gone(slow.number))  # waited for: no zombie is left
 
 
 def test_an_ended_child_is_never_signalled(nursery, place, monkeypatch):
@@ -124,6 +135,43 @@ def test_a_killed_nursery_takes_its_children_along_and_the_next_start_makes_anot
     assert child.wait() == -signal.SIGTERM
     until(lambda: [note["word"] for note in notes(place, "a")] == ["start", "saved"])
     assert start(nursery, place, "b").wait() == 0
+
+
+def test_one_that_was_killed_between_two_children_is_started_again(nursery, place):
+    assert start(nursery, place, "a").wait() == 0
+    os.kill(notes(place, "a")[0]["loaded"], signal.SIGKILL)
+    time.sleep(0.2)
+    assert start(nursery, place, "b").wait() == 0
+
+
+def test_one_that_cannot_be_started_is_said_to_be(place):
+    made = Nursery(environment=dict(os.environ), libraries=("nowhere_to_be_found",))
+    with pytest.raises(ChildProcessError, match="ends as soon as it is started"):
+        start(made, place, "a")
+
+
+def test_a_child_that_ends_before_its_owner_listens_is_heard_of(nursery, place, monkeypatch):
+    """Its start and its end come in one piece."""
+    listen = nursery.listen
+
+    def late(seconds):
+        time.sleep(1.0)
+        listen(seconds)
+
+    monkeypatch.setattr(nursery, "listen", late)
+    assert start(nursery, place, "a").wait() == 0
+
+
+def test_a_system_without_room_for_a_process_refuses_one_child(place):
+    """The nursery stays, and its children with it."""
+    (place / "loaded.py").write_text(REFUSES_THE_SECOND)
+    made = Nursery(environment=dict(os.environ), libraries=("loaded",))
+    first = start(made, place, "a", 1.0)
+    with pytest.raises(ChildProcessError, match="no process can be made: no room"):
+        start(made, place, "b")
+    assert start(made, place, "c").wait() == 0
+    assert first.wait() == 0
+    made.close()
 
 
 def test_children_of_a_killed_owner_save_and_end(place):

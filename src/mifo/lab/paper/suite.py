@@ -118,10 +118,13 @@ class _Work:
         stored = self._stored(key)
         if stored is not None:
             return stored
+        notes: tuple[str, ...] = ()
         failures: tuple[str, ...] = ()
         results: Mapping[str, TrialResult]
         if use_arena:
             results = self._arena_results()
+            starts = sorted({result.config.model.path for result in results.values()})
+            notes = (f"runs of the arena {self.options.arena}: from {', '.join(starts)}, with the rates of its grid",)
         else:
             done = run_trials(
                 trials,
@@ -135,15 +138,17 @@ class _Work:
                 return None
             results = done.results
             failures = tuple(f"{failure.name} failed: {failure.reason}" for failure in done.failures)
-        return self._judge(results, failures, key)
+        return self._judge(results, failures, notes, key)
 
-    def _judge(self, results: Mapping[str, TrialResult], failures: tuple[str, ...], key: str) -> Judged:
+    def _judge(
+        self, results: Mapping[str, TrialResult], failures: tuple[str, ...], notes: tuple[str, ...], key: str
+    ) -> Judged:
         evidence = Evidence(plan=self.plan, results=results, cache=self.options.folder / MEASURES)
         names = sorted({name.rpartition("-seed")[0] for name in results})
         judged = Judged(
             finding=self.finding,
             claims=tuple(self.finding.judge(evidence)),
-            notes=(*failures, *no_reward(evidence, names), *_far_from_budget(results)),
+            notes=(*notes, *failures, *no_reward(evidence, names), *_far_from_budget(results)),
             runs=len(results),
             flops=sum(result.summary["flops"] for result in results.values()),
             seconds=sum(result.summary["seconds"] for result in results.values()),
@@ -159,7 +164,8 @@ class _Work:
     def _key(self, trials: Sequence[Trial]) -> str:
         """A hash of all that the finding's runs are, so that a record of others is not taken for theirs."""
         runs = {trial.name: encode(trial.config) for trial in trials}
-        content = json.dumps([encode_tier(self.plan.tier), runs, str(self.options.arena if not trials else "")])
+        arena = ["", *map(str, sorted(self._arena_folders().values()))] if not trials else ""
+        content = json.dumps([encode_tier(self.plan.tier), runs, arena])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def _stored(self, key: str) -> Judged | None:
@@ -174,18 +180,24 @@ class _Work:
         Raises:
             ConfigError: it has none of a method.
         """
-        assert self.options.arena is not None
-        found: dict[str, TrialResult] = {}
+        folders = self._arena_folders()
         for name, entry in self.finding.in_arena.items():
-            folders = {seed: self.options.arena / RUNS / f"{entry}-seed{seed}" for seed in self.plan.seeds}
-            finished = {seed: folder for seed, folder in folders.items() if (folder / SUMMARY).is_file()}
-            if not finished:
+            if not any(key.rpartition("-seed")[0] == name for key in folders):
                 raise ConfigError(
                     f"--arena = '{self.options.arena}' has no finished run of {entry} (seeds {list(self.plan.seeds)}), which "
                     f"{self.finding.name} needs. Finish the arena, or leave --arena out."
                 )
-            found |= {f"{name}-seed{seed}": read_trial(folder) for seed, folder in finished.items()}
-        return found
+        return {name: read_trial(folder) for name, folder in folders.items()}
+
+    def _arena_folders(self) -> dict[str, Path]:
+        """Folders of finished runs, under the names used here."""
+        assert self.options.arena is not None
+        places = {
+            f"{name}-seed{seed}": self.options.arena / RUNS / f"{entry}-seed{seed}"
+            for name, entry in self.finding.in_arena.items()
+            for seed in self.plan.seeds
+        }
+        return {name: folder for name, folder in places.items() if (folder / SUMMARY).is_file()}
 
 
 def encode_tier(tier: Tier) -> dict[str, Any]:
