@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from mifo.config.check import check_config
+from mifo.config.decode import decode
+from mifo.config.schema import Config
 from mifo.errors import ConfigError
 from mifo.lab.paper import suite
 from mifo.lab.paper.finding import Evidence
 from mifo.lab.paper.measure import demonstrations, norms
 from mifo.lab.paper.plan import LATER_SEED, Plan
-from mifo.lab.paper.suite import FINDINGS, Options, chosen, run_suite
+from mifo.lab.paper.suite import FINDINGS, Options, beyond_defaults, chosen, run_suite
 from mifo.lab.paper.tier import SMALL, SMOKE, TIERS
 from mifo.lab.trial_results import Evaluation, TrialResult
 from mifo.lab.trials import Trials
@@ -301,3 +303,34 @@ def test_the_figure_has_a_row_for_every_claim(runner, tmp_path):
     labels = [[label.get_text() for label in axis.get_yticklabels()] for axis in figure.axes]
     assert [len(panel) for panel in labels] == [4, 3]  # points, then ratios
     assert labels[1][0] == "length: entropy selection lengthens responses"
+
+
+def test_records_outlive_settings_that_are_added_and_not_those_that_are_changed():
+    """What names a record holds the settings that differ from the schema's defaults, and no others."""
+    config = decode(Config, {"method": {"name": "sft", "batch_size": 7}, "data": {"labels": ["a", "b"]}})
+    said = beyond_defaults(config)
+    assert said["method"] == {"": "SftMethod", "batch_size": 7}
+    assert said["data"] == {"": "DataConfig", "labels": ["a", "b"]}
+    assert "rollout" not in said
+    assert json.loads(json.dumps(said)) == said
+    other = beyond_defaults(decode(Config, {"method": {"name": "sft", "batch_size": 8}}))
+    assert other != said
+    assert "data" not in other
+
+
+def test_shipped_findings_are_those_of_the_tier_s_runs():
+    """`mifo paper --tier mini` takes the committed records for its own."""
+    folder = Path(__file__).parents[3] / "benchmarks" / "results" / "paper-mini" / "findings"
+    plan = Plan(tier=TIERS["mini"], folder=Path("runs/paper-mini"))
+    for finding in FINDINGS:
+        trials = list(finding.trials(plan))
+        record = folder / f"{finding.name}.json"
+        if record.is_file():
+            work = suite._Work(
+                plan=plan,
+                finding=finding,
+                options=Options(folder=plan.folder, jobs=1, threads=1),
+                stop=Stop(),
+                say=print,
+            )
+            assert json.loads(record.read_text())["key"] == work._key(trials), finding.name

@@ -11,11 +11,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mifo.config.decode import encode
 from mifo.errors import ConfigError
 from mifo.lab.arena_results import SUMMARY
 from mifo.lab.arena_statistics import Estimate
@@ -163,7 +162,7 @@ class _Work:
 
     def _key(self, trials: Sequence[Trial]) -> str:
         """A hash of all that the finding's runs are, so that a record of others is not taken for theirs."""
-        runs = {trial.name: encode(trial.config) for trial in trials}
+        runs = {trial.name: beyond_defaults(trial.config) for trial in trials}
         arena = ["", *map(str, sorted(self._arena_folders().values()))] if not trials else ""
         content = json.dumps([encode_tier(self.plan.tier), runs, arena])
         return hashlib.sha256(content.encode()).hexdigest()
@@ -198,6 +197,21 @@ class _Work:
             for seed in self.plan.seeds
         }
         return {name: folder for name, folder in places.items() if (folder / SUMMARY).is_file()}
+
+
+def beyond_defaults(settings: Any) -> Any:
+    """What a configuration says beyond the schema's defaults, as plain data: a setting that a later version adds is not in it."""
+    if isinstance(settings, tuple):
+        return [beyond_defaults(item) for item in settings]
+    if not is_dataclass(settings):
+        return settings
+    found = {"": type(settings).__name__}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if value != default:
+            found[field.name] = beyond_defaults(value)
+    return found
 
 
 def encode_tier(tier: Tier) -> dict[str, Any]:
