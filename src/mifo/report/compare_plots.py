@@ -97,7 +97,7 @@ def forgetting_figure(comparison: Comparison) -> Figure | None:
         panels.flat[index - columns].tick_params(labelbottom=True)  # the panel above is the last of its column
     figure.supxlabel("training FLOPs before the phase", fontsize=9)
     figure.supylabel("accuracy lost in the phase, % points", fontsize=9)
-    figure.suptitle("Forgetting: each SFT phase (point), and their mean (dashed)", fontsize=11, x=0.01, ha="left")
+    figure.suptitle("Forgetting: each SFT phase (point), and the mean over runs (dashed)", fontsize=11, x=0.01, ha="left")
     return figure
 
 
@@ -106,7 +106,7 @@ def _forgetting_panel(axes: Axes, row: Row, index: int) -> None:
     points = [(phase.flops, 100 * phase.forgotten) for run in row.counted or row.runs for phase in run.phases]
     axes.axhline(0.0, color="0.6", linewidth=0.8)
     axes.scatter([x for x, _ in points], [y for _, y in points], s=10, color=colour, alpha=0.7, linewidths=0)
-    mean = sum(y for _, y in points) / len(points)
+    mean = 100 * row.figures["forgotten_per_sft_phase"].value
     axes.axhline(mean, color=colour, linewidth=1.2, linestyle="--")
     axes.set_title(f"{row.entry}: mean {mean:+.1f}", fontsize=9, loc="left")
     _finish(axes, "", "")
