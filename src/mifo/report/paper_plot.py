@@ -22,7 +22,7 @@ ROW_INCHES = 0.24
 
 
 def draw_claims(figure: Figure, judged: Sequence[Judged]) -> None:
-    """Fill an empty figure: accuracies on the left, ratios on the right, a row a claim, coloured by verdict."""
+    """Fill an empty figure: accuracies above, ratios below, a row a claim, coloured by verdict."""
     points = [(j.finding.name, claim) for j in judged for claim in j.claims if claim.unit == "points"]
     ratios = [(j.finding.name, claim) for j in judged for claim in j.claims if claim.unit == "ratio"]
     panels = [panel for panel in (points, ratios) if panel]
@@ -55,7 +55,9 @@ def _draw(axis: Axes, claims: Sequence[tuple[str, Claim]]) -> None:
     axis.tick_params(axis="x", labelsize=7)
     axis.grid(axis="x", alpha=0.3)
     if is_ratio:
+        from matplotlib.ticker import LogLocator, NullLocator
+
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(axis="x", which="minor", labelsize=6)
