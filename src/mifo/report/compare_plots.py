@@ -97,7 +97,9 @@ def forgetting_figure(comparison: Comparison) -> Figure | None:
         panels.flat[index - columns].tick_params(labelbottom=True)  # the panel above is the last of its column
     figure.supxlabel("training FLOPs before the phase", fontsize=9)
     figure.supylabel("accuracy lost in the phase, % points", fontsize=9)
-    figure.suptitle("Forgetting: each SFT phase (point), and the mean over runs (dashed)", fontsize=11, x=0.01, ha="left")
+    figure.suptitle(
+        "Forgetting: each SFT phase (point), and the mean over runs (dashed)", fontsize=11, x=0.01, ha="left"
+    )
     return figure
 
 

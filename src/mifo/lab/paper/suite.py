@@ -123,7 +123,9 @@ class _Work:
         if use_arena:
             results = self._arena_results()
             starts = sorted({result.config.model.path for result in results.values()})
-            notes = (f"in place of these, runs of {self.options.arena}: from {', '.join(starts)}, with the rates of its grid",)
+            notes = (
+                f"in place of these, runs of {self.options.arena}: from {', '.join(starts)}, with the rates of its grid",
+            )
         else:
             done = run_trials(
                 trials,
