@@ -11,6 +11,7 @@ import pytest
 from mifo.config.check import check_config
 from mifo.config.decode import decode, encode
 from mifo.config.schema import Config
+from mifo.data.chartok import char_tokenizer
 from mifo.eval.score import make_evaluate
 from mifo.train.build import build_run, make_grader, prepare
 from mifo.train.loop import train
@@ -54,6 +55,29 @@ def run_small(config, folder, *, resume=False, listener=lambda stream, record: N
             before(run)
         train(run)
     return run
+
+
+ABLE_DATA = {"families": ["tiny"], "levels": 1, "train_problems": 16, "evaluation": "none"}
+
+
+def able_model(folder, steps=50):
+    """The path of a folder with the tiny model after some SFT: it solves some of the problems of `ABLE_DATA`, not most."""
+    config = decode(
+        Config,
+        {
+            "model": {"path": "tiny", "compute": "float32"},
+            "data": ABLE_DATA,
+            "rollout": {"max_response_tokens": 12},
+            "method": {"name": "sft", "batch_size": 16},
+            "sft_optimizer": {"learning_rate": 3e-3, "beta2": 0.95, "weight_decay": 0.0},
+            "train": {"steps": steps, "threads": 1},
+            "run": {"checkpoint_steps": "none", "export": False},
+        },
+    )
+    run = run_small(config, folder / "sft")
+    run.learner.policy.model.save_pretrained(folder / "model")
+    char_tokenizer().save_pretrained(folder / "model")
+    return str(folder / "model")
 
 
 def without_times(value):

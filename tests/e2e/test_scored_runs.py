@@ -5,13 +5,13 @@ from statistics import fmean
 
 import pytest
 import torch
-from conftest_e2e import cut_back, journal, replaced, run_small
+from conftest_e2e import ABLE_DATA as DATA
+from conftest_e2e import able_model, cut_back, journal, replaced, run_small
 from test_resume import Calls, assert_same, digest
 
 from mifo.config.check import check_config
 from mifo.config.decode import decode
 from mifo.config.schema import Config
-from mifo.data.chartok import char_tokenizer
 from mifo.errors import NumericsError
 
 RL = {"prompts_per_step": 4, "rollouts_per_prompt": 4, "updates_per_step": 2, "entropy_coefficient": 0.0}
@@ -22,8 +22,7 @@ METHODS = {
     "prime": {"name": "prime", "rl": RL, "prm_updates_per_step": 2, "dense_baseline": "scaled", **EVERY},
     "prime before": {"name": "prime", "rl": RL, "prm_update": "before", **EVERY},
 }
-STEPS, SFT_STEPS, LEARNING_STEPS = 3, 50, 18
-DATA = {"families": ["tiny"], "levels": 1, "train_problems": 16, "evaluation": "none"}
+STEPS, LEARNING_STEPS = 3, 18
 
 
 def config_of(model, method, *, steps=STEPS, **tables):
@@ -45,24 +44,7 @@ def config_of(model, method, *, steps=STEPS, **tables):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A folder with the tiny model after some SFT: it solves some of its problems, not most."""
-    folder = tmp_path_factory.mktemp("start")
-    config = decode(
-        Config,
-        {
-            "model": {"path": "tiny", "compute": "float32"},
-            "data": DATA,
-            "rollout": {"max_response_tokens": 12},
-            "method": {"name": "sft", "batch_size": 16},
-            "sft_optimizer": {"learning_rate": 3e-3, "beta2": 0.95, "weight_decay": 0.0},
-            "train": {"steps": SFT_STEPS, "threads": 1},
-            "run": {"checkpoint_steps": "none", "export": False},
-        },
-    )
-    run = run_small(config, folder / "sft")
-    run.learner.policy.model.save_pretrained(folder / "model")
-    char_tokenizer().save_pretrained(folder / "model")
-    return str(folder / "model")
+    return able_model(tmp_path_factory.mktemp("start"))
 
 
 @pytest.fixture(scope="module")

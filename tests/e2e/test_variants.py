@@ -1,5 +1,4 @@
-"""Short runs of MIFO with other losses and other RL, and of RL variants alone: they run, learn from what they should, and
-resume in the same bits."""
+"""Short runs of MIFO with other losses and other RL: they run, learn from what they should, and resume in the same bits."""
 
 import itertools
 import json
@@ -97,14 +96,6 @@ def test_dynamic_sampling_shows_in_the_metrics(runs):
         mixed = round(record["prompts"] * (1 - record["all_equal_groups"]))
         assert sum(u["sequences"] for u in record["updates"]) == 4 * min(4, mixed)
         assert record["prompts"] == 9 or mixed >= 4
-
-
-@pytest.mark.parametrize("name", RL)
-def test_rl_alone(name, tmp_path):
-    method = {"name": "grpo", "rl": {**SMALL["method"]["rl"], **RL[name]}}
-    run = run_small(config_of(method, train={**SMALL["train"], "steps": 2}), tmp_path / "run")
-    assert run.steps == 2
-    assert all(u["taken"] for r in journal(tmp_path / "run", "metrics") for u in r["updates"])
 
 
 STOPPED = ({"loss": "psft", "updates_per_batch": 2}, DAPO)
