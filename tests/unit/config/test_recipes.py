@@ -320,6 +320,8 @@ def test_published_settings_of_the_rl_variants(name, sampled, rate, settings):
 def test_every_loss_and_variant_has_a_recipe_on_the_embedded_model_and_a_published_one():
     names = recipe_names()
     own = [
+        "grpo",
+        "sft",
         "dft",
         "gem",
         "psft",
