@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 FOLDER = Path(__file__).parent
@@ -41,10 +42,7 @@ def details(name: str, record: dict[str, Any]) -> str:
         weights = record["weights_of_all_layers_gib"]
         return f"{held} GiB, extrapolated from {record['measured_layers']} to 32 layers; the weights are {weights:.1f}"
     if name == "cpu_arithmetic":
-        middle = {
-            arithmetic: sorted(runs["cpu_seconds"])[len(runs["cpu_seconds"]) // 2]
-            for arithmetic, runs in record["update"].items()
-        }
+        middle = {arithmetic: median(runs["cpu_seconds"]) for arithmetic, runs in record["update"].items()}
         rates = record["product_gigaflops"]
         return (
             f"{middle['float32']:.1f} against {middle['bfloat16']:.1f} CPU-seconds an update; products at {rates['float32']} "

@@ -18,7 +18,7 @@ from mifo.config.decode import decode
 from mifo.config.schema import Config
 from mifo.errors import ConfigError
 from mifo.lab.arena_compare import Budget, Comparison, compare
-from mifo.lab.arena_file import Arena, held_out_place
+from mifo.lab.arena_file import Arena
 from mifo.lab.arena_inputs import check_inputs
 from mifo.lab.arena_jobs import Command, Job, Outcome, run_jobs, wait_until_free
 from mifo.lab.arena_plan import Entry, PlannedRun, changed_setting, check_fair, final_run, make_entries, tuning_runs
@@ -167,8 +167,8 @@ class ArenaRun:
         path, test = self._folder(run) / MEASURED, self.arena.settings.test
         if run.stage != "final" or not path.is_file():
             return
-        place = "none" if test.out_of_distribution == "none" else held_out_place(test.out_of_distribution)
-        wanted = {"place": place, "problems": test.ood_problems if place != "none" else 0}
+        place = test.out_of_distribution
+        wanted = {"place": place, "problems": 0 if place == "none" else test.ood_problems}
         found = read_json(path).get("ood_data", wanted)
         if found == wanted:
             return
@@ -239,7 +239,12 @@ class ArenaRun:
         return [run for _, run in points if not begun or self._finished(run)]
 
     def _begun_with(self, entry: Entry, points: Sequence[tuple[Factors, PlannedRun]]) -> Factors | None:
-        """The rates of final runs that exist: a point of the grid that failed before them no longer changes the choice."""
+        """The rates of final runs that the grid decided: a point of it that failed before them no longer changes the choice.
+
+        Final runs of an arena that had no grid yet (`--no-tune`) decide nothing.
+        """
+        if not any(self._finished(run) for _, run in points):
+            return None
         stored = [self._folder(final_run(entry, seed)) / "config.json" for seed in self.arena.seeds]
         for config in [decode(Config, read_json(path)) for path in stored if path.is_file()]:
             for factors, _ in points:

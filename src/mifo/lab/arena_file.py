@@ -139,7 +139,7 @@ class Arena:
 
 def held_out_place(path: str) -> str:
     """One spelling of what a held-out setting names: `embedded` stands for its test split, a path for the file it leads to."""
-    if path.startswith("embedded"):
+    if path == "embedded" or path.startswith("embedded:"):
         return "embedded:test" if path == "embedded" else path
     return str(Path(path).expanduser().resolve())
 

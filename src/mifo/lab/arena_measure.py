@@ -25,7 +25,6 @@ from mifo.config.decode import decode
 from mifo.config.schema import Config
 from mifo.errors import MifoError, ModelError
 from mifo.eval.score import check_evaluation_fits, evaluate, evaluation_sampling
-from mifo.lab.arena_file import held_out_place
 from mifo.lab.arena_results import MEASURED
 from mifo.train.build import build_engine, make_chat, make_grader, verifier
 from mifo.train.checkpoint import read_json
@@ -48,7 +47,7 @@ def measure(folder: Path, *, ood: str | None, problems: int) -> dict[str, Any]:
     """
     config = decode(Config, read_json(folder / "config.json"))
     set_up_cpu(config.train.threads)
-    place = {"place": "none", "problems": 0} if ood is None else {"place": held_out_place(ood), "problems": problems}
+    place = {"place": "none", "problems": 0} if ood is None else {"place": ood, "problems": problems}
     found: dict[str, Any] = {"movement": _movement(config, folder / "export"), "ood_data": place}
     if ood is not None:
         found["ood"] = verdicts(for_problems(config, folder / "export", ood, problems))

@@ -76,6 +76,13 @@ def test_a_recipe_beside_the_arena(tmp_path):
             ("[budget]", '[tuning]\nvalidation = "./t.jsonl"\n[test]\nin_distribution = "t.jsonl"\n[budget]'),
             "is also what the final runs",
         ),
+        (
+            (
+                "[budget]",
+                '[tuning]\nvalidation = "./embedded.jsonl"\n[test]\nin_distribution = "embedded.jsonl"\n[budget]',
+            ),
+            "is also what the final runs",
+        ),
         (("[budget]", '[tuning]\nvalidation = "none"\n[budget]'), "rates are selected on it"),
         (("[budget]", '[test]\nin_distribution = "none"\n[budget]'), "ranked by it"),
         (("seeds = 2", "seeds = 2\nmethod = 1"), "method is not a setting"),

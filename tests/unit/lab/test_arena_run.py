@@ -11,6 +11,7 @@ from mifo.lab.arena import ArenaRun, Options
 from mifo.lab.arena_file import BudgetConfig, FinalTest
 from mifo.lab.arena_plan import final_run, make_entries, tuning_runs
 from mifo.lab.arena_quick import quick_arena
+from mifo.lab.arena_tuning import Trial
 from mifo.train.stop import Stop
 
 ARENA = quick_arena("tiny", ["sft"], seeds=2, budget=BudgetConfig(flops=1e9), tune=True, reference=None)
@@ -35,25 +36,43 @@ def begin(tmp_path, run):
     return folder
 
 
+def tried(tmp_path, monkeypatch, point):
+    """The point has been run; the others have failed."""
+    (begin(tmp_path, point) / "summary.json").write_text("{}")
+    monkeypatch.setattr(
+        ArenaRun, "_trial", lambda self, factors, run: Trial(factors=factors, rates=run.rates, accuracy=None)
+    )
+
+
 def test_a_grid_is_open_until_its_method_s_final_runs_begin(work):
     run, entry, points = work
     assert run._of_grid(entry, points) == [point for _, point in points]
     assert run._choose(entry, points) is None  # all have failed
 
 
-def test_final_runs_that_have_begun_keep_their_rates(work, tmp_path):
+def test_final_runs_that_have_begun_keep_their_rates(work, tmp_path, monkeypatch):
     """The other point failed before them: tried again, it might win, and what has been trained would be of no use."""
     run, entry, points = work
-    factors, _ = points[1]
+    factors, point = points[1]
+    tried(tmp_path, monkeypatch, point)
     begin(tmp_path, final_run(entry, 1, factors))
-    assert run._of_grid(entry, points) == []
+    assert run._of_grid(entry, points) == [point]
     assert run._choose(entry, points).factors == factors
     for final in run._final_runs([entry], [run._choose(entry, points)]):
         run._check_folder(final)
 
 
-def test_rates_of_another_arena_are_not_those_of_this_one(work, tmp_path):
+def test_final_runs_without_a_grid_do_not_stand_for_one(work, tmp_path):
+    """With --no-tune first and the grid later, the grid is run."""
     run, entry, points = work
+    factors, _ = points[0]
+    begin(tmp_path, final_run(entry, 0, factors))
+    assert run._of_grid(entry, points) == [point for _, point in points]
+
+
+def test_rates_of_another_arena_are_not_those_of_this_one(work, tmp_path, monkeypatch):
+    run, entry, points = work
+    tried(tmp_path, monkeypatch, points[0][1])
     begin(tmp_path, final_run(entry, 0, (7.0, 7.0)))
     assert run._of_grid(entry, points) == [point for _, point in points]
 
