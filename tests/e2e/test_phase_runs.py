@@ -1,4 +1,5 @@
-"""Adapters in SFT phases, a list of stages, and control of freezing in whole runs; each resumes in the same bits."""
+"""Adapters in SFT phases, a list of stages, control of freezing, and RL with a second model beside SFT phases, in whole runs;
+each resumes in the same bits."""
 
 import pytest
 import torch
@@ -21,6 +22,12 @@ LORA = {"lora_rank": 4, "lora_alpha": 16.0}
 MIFO = {"name": "mifo", "rl": RL, "buffer_size": 6, "sft_batch_size": 4, "token_fraction": 0.5}
 CONTROL = {"target_drop": 0.05, "gain": 0.3, "smoothing": 0.5, "token_gain": 0.2}
 SFT = {"name": "sft", "batch_size": 4}
+PPO = {"name": "ppo", "gae_lambda": 0.95, "critic_updates_per_step": 3, "critic_warmup_steps": 1}
+PRIME = {"name": "prime", "prm_updates_per_step": 2, "least_accuracy": 0.0, "most_accuracy": 1.0}
+SECOND = {
+    "critic_optimizer": {"learning_rate": 3e-3},
+    "reward": {"incorrect": -0.5},
+}  # so that a critic has something to learn
 RUNS = {
     "lora_mifo": {"method": {**MIFO, "sft": LORA}},
     "lora_relift": {"method": {"name": "relift", "rl": RL, "buffer_size": 3, "sft": LORA}},
@@ -38,6 +45,21 @@ RUNS = {
     "lora_stages": {
         "method": {**MIFO, "sft": {"lora_rank": 2}},
         "stages": [{"steps": 2}, {"method": {**SFT, "sft": LORA}, "steps": 2}],
+    },
+    "ppo_mifo": {"method": {**MIFO, "scorer": PPO}, **SECOND},
+    "prime_mifo": {"method": {**MIFO, "scorer": PRIME}, "prm_optimizer": {"learning_rate": 3e-3}},
+    "prime_relift": {
+        "method": {"name": "relift", "rl": RL, "buffer_size": 3, "scorer": {**PRIME, "prm_update": "before"}}
+    },
+    "ppo_multi_stage": {
+        "method": {"name": "multi_stage", "rl": RL, "sft_steps": 1, "rl_steps": 2, "sft_batch_size": 4, "scorer": PPO},
+        "train": {"steps": 6, "threads": 1, "micro_batch_tokens": 64},
+        **SECOND,
+    },
+    "ppo_stages": {
+        "method": MIFO,
+        "stages": [{"method": SFT, "steps": 2}, {"method": {**PPO, "rl": RL}, "steps": 2}, {"steps": 1}],
+        **SECOND,
     },
 }
 
@@ -108,7 +130,7 @@ class Places(Calls):
         super().watch(owner, name)
 
 
-@pytest.mark.parametrize("name", ["lora_mifo", "lora_stages", "stages"])
+@pytest.mark.parametrize("name", ["lora_mifo", "lora_stages", "stages", "ppo_stages"])
 def test_stopped_inside_a_turn_of_adapters_and_between_stages(runs, tmp_path, name):
     """Between their updates, while accuracy is measured in their phase or after it, and in the evaluation between stages."""
     config = replaced(config_of(name), "run", checkpoint_steps=None)
@@ -307,3 +329,70 @@ def test_other_stages_are_refused_on_resume(runs, tmp_path):
     plain["stages"][2]["steps"] = 2
     with pytest.raises(CheckpointError, match=r"stages\[3\]\.steps = 1, not 2"):
         check_folder(runs("stages")[0], decode(Config, plain), resume=True)
+
+
+@pytest.mark.parametrize(("scorer", "second"), [(PPO, "critic"), (PRIME, "prm")])
+def test_mifo_before_its_first_sft_phase_is_its_rl_alone(tmp_path, scorer, second):
+    """The oracle of a second model in MIFO: with a buffer that never fills, PPO or PRIME, bit by bit."""
+    tables = {"evaluation": {"every_steps": "none"}, "train": {"steps": 3}}
+    plain = encode(config_of("ppo_mifo", **tables))
+    alone = run_small(decode(Config, {**plain, "method": {**scorer, "rl": RL}}), tmp_path / "alone")
+    plain["method"] = {**MIFO, "buffer_size": 30, "sft_batch_size": 30, "freeze_top": 0.0, "scorer": scorer}
+    inside = run_small(decode(Config, plain), tmp_path / "inside")
+    assert inside.sft_phases == 0
+    for name in ("model", "rl", second, f"{second}_optimizer"):
+        mine, theirs = inside.snapshot().tensors[name], alone.snapshot().tensors[name]
+        assert mine.keys() == theirs.keys() != set()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+    assert inside.ledger.flops == alone.ledger.flops
+
+
+@pytest.mark.parametrize(("scorer", "second"), [(PPO, "critic"), (PRIME, "prm")])
+def test_a_second_model_is_made_from_the_policy_that_its_rl_begins_with(tmp_path, scorer, second):
+    """SFT and PPO (PRIME) as a list are sft_rl with that RL, bit by bit; and what is scored first knows what SFT has taught."""
+    tables = {"evaluation": {"every_steps": "none"}, "train": {"steps": 4}}
+    plain = encode(config_of("ppo_mifo", **tables))
+    one = {"name": "sft_rl", "rl": RL, "sft_steps": 2, "sft_batch_size": 4, "scorer": scorer}
+    first = run_small(decode(Config, {**plain, "method": one}), tmp_path / "one")
+    stages = [{"method": SFT, "steps": 2}, {"method": {**scorer, "rl": RL}, "steps": 2}]
+    made = []
+
+    def watch(run):
+        restart = run.parts.scorer.restart
+
+        def remember(policy):
+            restart(policy)
+            own = dict(run.parts.scorer.learner.policy.model.named_parameters())
+            body = {n: p for n, p in policy.model.named_parameters() if own[n].shape == p.shape}
+            made.append((run.steps, all(torch.equal(own[n], p) for n, p in body.items()), len(own) - len(body)))
+
+        run.parts.scorer.restart = remember
+
+    second_run = run_small(decode(Config, with_stages({**plain, "stages": stages})), tmp_path / "two", before=watch)
+    assert made == [(2, True, 2 if second == "critic" else 0)]  # but for the critic's head
+    for name in ("model", "rl", second, f"{second}_optimizer"):
+        mine, theirs = second_run.snapshot().tensors[name], first.snapshot().tensors[name]
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
+    records = journal(tmp_path / "two", "metrics")
+    assert [second in record for record in records] == [False, False, True, True]
+    assert ("reference" in second_run.snapshot().tensors) == (second == "prm")  # the policy that RL began with
+
+
+def test_a_second_model_stands_still_in_sft_phases_and_goes_on_after_them(runs):
+    folder, run = runs("ppo_mifo")
+    records = journal(folder, "metrics")
+    phases = [record["phase"] for record in records]
+    assert phases.index("sft") < len(phases) - 1 - phases[::-1].index("rl")  # RL after SFT
+    assert all(("critic" in record) == (record["phase"] == "rl") for record in records)
+    lessons = [lesson for record in records if "critic" in record for lesson in record["critic"]["updates"]]
+    assert len(lessons) == 3 * phases.count("rl") == run.parts.scorer.optimizer.updates
+    assert len(run.meters) >= 1
+    assert run.meters[0]["frozen_fraction"] > 0.0
+
+
+def test_each_rl_part_of_several_has_a_critic_and_a_warm_up_of_its_own(runs):
+    folder, run = runs("ppo_multi_stage")
+    records = [record for record in journal(folder, "metrics") if record["phase"] == "rl"]
+    assert [len(record["updates"]) for record in records] == [0, 2, 0, 2]
+    assert [record["critic"]["score_wrong"] == 0.0 for record in records] == [True, False, True, False]
+    assert run.parts.scorer.optimizer.updates == 6

@@ -9,7 +9,7 @@ from mifo.config.check_mixed import check_mixed, imitation_batch
 from mifo.config.check_phases import check_adapters, check_control
 from mifo.config.check_prefix import check_prefix
 from mifo.config.check_rejuvenation import check_rejuvenation
-from mifo.config.check_scored import check_scored
+from mifo.config.check_scored import check_scored, check_second_models, second_model
 from mifo.config.decode import check_bounds, numbered
 from mifo.config.schema import (
     BreadMethod,
@@ -28,6 +28,7 @@ from mifo.config.schema import (
     SrftMethod,
     TrainConfig,
 )
+from mifo.config.scored import CriticSettings
 from mifo.errors import ConfigError
 
 MOST_THREADS = 1024
@@ -46,12 +47,8 @@ def check_config(config: Config) -> None:
     """
     check_bounds(config)
     check_rejuvenation(config)
+    check_second_models(config)
     for number, stage in zip(config.stage_numbers, config.by_stage, strict=True):
-        if config.stages and isinstance(stage.method, PpoMethod | PrimeMethod):
-            raise ConfigError(
-                f"{numbered('stages', number - 1)}.method.name = '{stage.method.name}' has a second model, which a run keeps "
-                "from its beginning. Run it by itself, from the export of the stages before."
-            )
         try:
             _check(stage)
         except ConfigError as error:
@@ -260,7 +257,7 @@ def _check_optimizer(name: str, optimizer: OptimizerConfig) -> None:
 
 
 def _check_policy_gradient(rl: PolicyGradientConfig, config: Config) -> None:
-    if rl.rollouts_per_prompt < 2 and not isinstance(config.method, PpoMethod):
+    if rl.rollouts_per_prompt < 2 and not isinstance(second_model(config.method), CriticSettings):
         raise ConfigError(
             "method.rl.rollouts_per_prompt = 1 leaves a group without a baseline: every advantage would be the raw reward. "
             "Use at least 2."

@@ -1,80 +1,126 @@
-"""Settings that cannot work together in methods with a second model: PPO's critic, PRIME's reward model."""
+"""Settings that cannot work together in RL with a second model: PPO's critic, PRIME's reward model."""
 
 from __future__ import annotations
 
-from mifo.config.schema import Config, PolicyGradientConfig, PpoMethod, PrimeMethod
+from mifo.config.schema import (
+    Config,
+    MethodConfig,
+    MifoMethod,
+    MultiStageMethod,
+    PolicyGradientConfig,
+    PpoMethod,
+    PrimeMethod,
+    ReliftMethod,
+    RlSftMethod,
+    SftRlMethod,
+)
+from mifo.config.scored import CriticSettings, RewardModelSettings
 from mifo.errors import ConfigError
 
 OWNERS = {"critic_optimizer": ("ppo", "critic"), "prm_optimizer": ("prime", "process reward model")}
+AROUND_RL = (MifoMethod, ReliftMethod, SftRlMethod, RlSftMethod, MultiStageMethod)
+
+
+def second_model(method: MethodConfig) -> CriticSettings | RewardModelSettings | None:
+    """The settings of what scores the tokens of a method's rollouts; None where nothing does."""
+    if isinstance(method, PpoMethod | PrimeMethod):
+        return method
+    return method.scorer if isinstance(method, AROUND_RL) else None
+
+
+def _kind(settings: CriticSettings | RewardModelSettings | None) -> str | None:
+    if settings is None:
+        return None
+    return "ppo" if isinstance(settings, CriticSettings) else "prime"
+
+
+def check_second_models(config: Config) -> None:
+    """A run has one second model at most, and its optimizer's table is set only where there is one.
+
+    Raises:
+        ConfigError: names the fields, their values, the reason and the remedy.
+    """
+    kinds = {_kind(second_model(stage.method)) for stage in config.by_stage} - {None}
+    for table, (owner, model) in OWNERS.items():
+        if owner not in kinds and getattr(config, table) != getattr(Config(), table):
+            raise ConfigError(
+                f"[{table}] is set, but method.name = '{config.method_name}' has no {model}. Leave the table out, use "
+                f"method.name = '{owner}', or give a method whose RL has steps of its own "
+                f'({", ".join(member.name for member in AROUND_RL)}) a [method.scorer] table with name = "{owner}".'
+            )
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"stages: {config.method_name} need a critic (ppo) and a process reward model (prime), but a run has one second "
+            "model. Put the later stage into a run of its own, from the export of the first."
+        )
 
 
 def check_scored(config: Config) -> None:
-    """Check the combinations of these methods' settings, and that no other method is given theirs.
+    """Check the combinations of settings of RL with a second model.
 
     Raises:
         ConfigError: names the fields, their values, the reason and the remedy.
     """
     method = config.method
-    for table, (owner, model) in OWNERS.items():
-        if method.name != owner and getattr(config, table) != getattr(Config(), table):
-            raise ConfigError(
-                f"[{table}] is set, but method.name = '{method.name}' has no {model}: only '{owner}' trains one, and it cannot "
-                f"be combined with SFT phases. Leave the table out, or use method.name = '{owner}'."
-            )
-    if isinstance(method, PpoMethod):
-        _check_own_advantages(method.rl, method.name)
-        _check_ppo(method, config.train.steps)
-    if isinstance(method, PrimeMethod):
-        _check_own_advantages(method.rl, method.name)
-        _check_prime(method)
+    settings = second_model(method)
+    if settings is None:
+        return
+    assert isinstance(method, (PpoMethod, PrimeMethod, *AROUND_RL))
+    own = isinstance(method, PpoMethod | PrimeMethod)
+    place, chosen = ("method", "method.name") if own else ("method.scorer", "method.scorer.name")
+    _check_own_advantages(method.rl, f"{chosen} = '{_kind(settings)}'")
+    if isinstance(settings, CriticSettings):
+        _check_ppo(settings, method.rl, place, config.train.steps)
+    else:
+        _check_prime(settings, method.rl, place)
 
 
-def _check_own_advantages(rl: PolicyGradientConfig, name: str) -> None:
+def _check_own_advantages(rl: PolicyGradientConfig, chosen: str) -> None:
     if rl.advantage != PolicyGradientConfig.advantage or rl.advantage_std:
         raise ConfigError(
             f"method.rl.advantage = '{rl.advantage}' and method.rl.advantage_std = {str(rl.advantage_std).lower()} with "
-            f"method.name = '{name}', whose advantages are its second model's. Leave them out."
+            f"{chosen}, whose advantages are its second model's. Leave them out."
         )
 
 
 def _check_updates(field: str, updates: int, rl: PolicyGradientConfig) -> None:
     rollouts = rl.prompts_per_step * rl.rollouts_per_prompt
     if updates > rollouts:
-        raise ConfigError(f"method.{field} = {updates} exceeds the {rollouts} rollouts of a step. Lower it.")
+        raise ConfigError(f"{field} = {updates} exceeds the {rollouts} rollouts of a step. Lower it.")
 
 
-def _check_ppo(method: PpoMethod, steps: int) -> None:
-    _check_updates("critic_updates_per_step", method.critic_updates_per_step, method.rl)
-    if method.critic_warmup_steps >= steps:
+def _check_ppo(critic: CriticSettings, rl: PolicyGradientConfig, place: str, steps: int) -> None:
+    _check_updates(f"{place}.critic_updates_per_step", critic.critic_updates_per_step, rl)
+    if critic.critic_warmup_steps >= steps:
         raise ConfigError(
-            f"method.critic_warmup_steps = {method.critic_warmup_steps} leaves none of train.steps = {steps} to the policy. "
+            f"{place}.critic_warmup_steps = {critic.critic_warmup_steps} leaves none of train.steps = {steps} to the policy. "
             "Lower the first, or raise train.steps, which counts both."
         )
-    if method.rl.dynamic_sampling and method.rl.rollouts_per_prompt < 2:
+    if rl.dynamic_sampling and rl.rollouts_per_prompt < 2:
         raise ConfigError(
             "method.rl.dynamic_sampling = true with method.rl.rollouts_per_prompt = 1: a single response never has both right "
             "and wrong ones beside it. Use at least 2 rollouts, or leave dynamic_sampling false."
         )
 
 
-def _check_prime(method: PrimeMethod) -> None:
-    _check_updates("prm_updates_per_step", method.prm_updates_per_step, method.rl)
-    if method.least_accuracy > method.most_accuracy:
+def _check_prime(prime: RewardModelSettings, rl: PolicyGradientConfig, place: str) -> None:
+    _check_updates(f"{place}.prm_updates_per_step", prime.prm_updates_per_step, rl)
+    if prime.least_accuracy > prime.most_accuracy:
         raise ConfigError(
-            f"method.least_accuracy = {method.least_accuracy:g} exceeds method.most_accuracy = {method.most_accuracy:g}, so no "
+            f"{place}.least_accuracy = {prime.least_accuracy:g} exceeds {place}.most_accuracy = {prime.most_accuracy:g}, so no "
             "question would take part. Exchange them."
         )
-    count = method.rl.rollouts_per_prompt
-    if not any(method.least_accuracy <= right / count <= method.most_accuracy for right in range(count + 1)):
+    count = rl.rollouts_per_prompt
+    if not any(prime.least_accuracy <= right / count <= prime.most_accuracy for right in range(count + 1)):
         raise ConfigError(
             f"no number of right responses among method.rl.rollouts_per_prompt = {count} is a share between "
-            f"method.least_accuracy = {method.least_accuracy:g} and method.most_accuracy = {method.most_accuracy:g}, so no "
+            f"{place}.least_accuracy = {prime.least_accuracy:g} and {place}.most_accuracy = {prime.most_accuracy:g}, so no "
             "question would take part. Widen the two, or sample more."
         )
-    default = PrimeMethod()
+    default = RewardModelSettings()
     for name in ("dense_baseline", "dense_norm"):
-        if method.dense_coefficient == 0.0 and getattr(method, name) != getattr(default, name):
+        if prime.dense_coefficient == 0.0 and getattr(prime, name) != getattr(default, name):
             raise ConfigError(
-                f"method.{name} = '{getattr(method, name)}' has no effect with method.dense_coefficient = 0. Leave it out, or "
+                f"{place}.{name} = '{getattr(prime, name)}' has no effect with {place}.dense_coefficient = 0. Leave it out, or "
                 "raise dense_coefficient."
             )

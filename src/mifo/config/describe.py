@@ -51,11 +51,19 @@ def type_text(hint: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(hint))
     if origin is tuple:
         return f"list of {type_text(typing.get_args(hint)[0])}"
+    if tags := tagged_tables(hint):
+        return f"table with `name` = {' or '.join(f'`{tag}`' for tag in tags)}, or none"
     if origin is Union or type(hint).__name__ == "UnionType":
         return " or ".join("none" if part is type(None) else type_text(part) for part in typing.get_args(hint))
     if dataclasses.is_dataclass(hint):
         return "table"
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}[hint]
+
+
+def tagged_tables(hint: Any) -> list[str]:
+    """The names that tell apart the tables of an optional union; [] where it is something else."""
+    members = [part for part in typing.get_args(hint) if part is not type(None)]
+    return [_name(part) for part in members] if len(members) > 1 and all(map(dataclasses.is_dataclass, members)) else []
 
 
 def bounds_text(hint: Any) -> str:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from mifo.config import schema
-from mifo.config.describe import bounds_text, field_comments, value_text
+from mifo.config.describe import bounds_text, field_comments, tagged_tables, value_text
 
 INDENT = " " * 8
+TAGS = ("method.name", "method.scorer.name")  # never flags
 
 
 def settings_help(config: schema.Config, *, width: int, all_methods: bool) -> str:
@@ -61,7 +62,7 @@ def _rows(table: Any, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
         value, path = getattr(table, f.name), f"{prefix}.{f.name}"
         if dataclasses.is_dataclass(value):
             yield from _rows(value, path)
-        elif path != "method.name":
+        elif path not in TAGS and not tagged_tables(hints[f.name]):  # a table that is not there has no flags
             yield path, hints[f.name], value, comments[f.name]
 
 

@@ -14,7 +14,7 @@ from mifo.config.bounds import Count, Positive, PositiveShare, Share, ShareBelow
 from mifo.config.legacy import LegacyConfig
 from mifo.config.method_tables import BreadMethod, ChordMethod, PrefixRftMethod, SasrMethod, SrftMethod, UftMethod
 from mifo.config.rejuvenation import IntervalRejuvenationConfig, RejuvenationConfig
-from mifo.config.scored import CriticOptimizerConfig, PpoMethod, PrimeMethod, PrmOptimizerConfig
+from mifo.config.scored import CriticOptimizerConfig, PpoMethod, PrimeMethod, PrmOptimizerConfig, ScorerConfig
 from mifo.config.tables import (
     DataConfig,
     EvaluationConfig,
@@ -63,6 +63,7 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "SasrMethod",
+    "ScorerConfig",
     "SftMethod",
     "SftRlMethod",
     "SrftMethod",
@@ -111,6 +112,8 @@ class MifoMethod:
     """Tag of this method."""
     rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
     """The policy gradient of the RL phases."""
+    scorer: ScorerConfig | None = None
+    """RL with a second model, which gives the advantages: the settings of `ppo` or `prime` but `rl`; none: groups give them."""
     sft: ImitationConfig = field(default_factory=ImitationConfig)
     """The imitation loss of the SFT phases."""
     accuracy_threshold: Share = 0.125
@@ -149,6 +152,8 @@ class ReliftMethod:
     """Tag of this method."""
     rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
     """The policy gradient of the RL steps."""
+    scorer: ScorerConfig | None = None
+    """RL with a second model, which gives the advantages: the settings of `ppo` or `prime` but `rl`; none: groups give them."""
     sft: ImitationConfig = field(default_factory=ImitationConfig)
     """The imitation loss of the SFT steps."""
     accuracy_threshold: Share = 0.0
@@ -193,6 +198,8 @@ class SftRlMethod:
     """Tag of this method."""
     rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
     """The policy gradient."""
+    scorer: ScorerConfig | None = None
+    """RL with a second model, which gives the advantages: the settings of `ppo` or `prime` but `rl`; none: groups give them."""
     sft: ImitationConfig = field(default_factory=ImitationConfig)
     """The imitation loss."""
     sft_steps: Count = 250
@@ -209,6 +216,8 @@ class RlSftMethod:
     """Tag of this method."""
     rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
     """The policy gradient."""
+    scorer: ScorerConfig | None = None
+    """RL with a second model, which gives the advantages: the settings of `ppo` or `prime` but `rl`; none: groups give them."""
     sft: ImitationConfig = field(default_factory=ImitationConfig)
     """The imitation loss."""
     rl_steps: Count = 50
@@ -225,6 +234,8 @@ class MultiStageMethod:
     """Tag of this method."""
     rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
     """The policy gradient."""
+    scorer: ScorerConfig | None = None
+    """RL with a second model, which gives the advantages: the settings of `ppo` or `prime` but `rl`; none: groups give them."""
     sft: ImitationConfig = field(default_factory=ImitationConfig)
     """The imitation loss."""
     sft_steps: Count = 125

@@ -1,6 +1,7 @@
-"""Tables of methods with a second model that scores tokens, and of its optimizer: PPO's critic, PRIME's reward model.
+"""Tables of RL with a second model that scores tokens, and of its optimizer: PPO's critic, PRIME's reward model.
 
-Rules of the schema (see `config.schema`) hold here too.
+Each is a method of its own, and may be the RL of a method whose RL has steps of its own (`method.scorer`). Rules of the schema
+(see `config.schema`) hold here too.
 """
 
 from __future__ import annotations
@@ -29,13 +30,9 @@ class PrmOptimizerConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PpoMethod:
-    """PPO: RL with a critic; Open-Reasoner-Zero is a setting of it."""
+class CriticSettings:
+    """What PPO does beyond its policy gradient."""
 
-    name: Literal["ppo"] = "ppo"
-    """Tag of this method."""
-    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
-    """The policy gradient; its advantages are the critic's."""
     discount: PositiveShare = 1.0
     """γ: what a reward is worth one token earlier."""
     gae_lambda: Share = 1.0
@@ -47,17 +44,13 @@ class PpoMethod:
     critic_updates_per_step: Count = 2
     """Updates of the critic made from one step; the rollouts are split evenly between them."""
     critic_warmup_steps: CountOrZero = 0
-    """First steps in which the critic learns alone."""
+    """First RL steps in which the critic learns alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrimeMethod:
-    """PRIME: RL with process rewards of a model that learns from outcomes as the policy does."""
+class RewardModelSettings:
+    """What PRIME does beyond its policy gradient."""
 
-    name: Literal["prime"] = "prime"
-    """Tag of this method."""
-    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
-    """The policy gradient; its advantages are those of outcome and process rewards."""
     beta: Positive = 0.05
     """β of the reward model's loss BCE(σ(β Σ q), correct)."""
     prm_updates_per_step: Count = 1
@@ -78,3 +71,42 @@ class PrimeMethod:
     """Questions with a lower share of correct rollouts are left out."""
     most_accuracy: Share = 0.8
     """Questions with a higher share of correct rollouts are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PpoMethod(CriticSettings):
+    """PPO: RL with a critic; Open-Reasoner-Zero is a setting of it."""
+
+    name: Literal["ppo"] = "ppo"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient; its advantages are the critic's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrimeMethod(RewardModelSettings):
+    """PRIME: RL with process rewards of a model that learns from outcomes as the policy does."""
+
+    name: Literal["prime"] = "prime"
+    """Tag of this method."""
+    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
+    """The policy gradient; its advantages are those of outcome and process rewards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PpoScorer(CriticSettings):
+    """A method's RL is PPO."""
+
+    name: Literal["ppo"] = "ppo"
+    """Tag of this table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrimeScorer(RewardModelSettings):
+    """A method's RL is PRIME."""
+
+    name: Literal["prime"] = "prime"
+    """Tag of this table."""
+
+
+ScorerConfig = PpoScorer | PrimeScorer

@@ -6,7 +6,8 @@
                 importance map with history α) do not move; ends when B is empty
 
 Resolutions of the paper's open points are those of METHODS 7. The ablations are settings: Int is ρ = 1, k = 0; ES is k = 0;
-PF is ρ = 1; MIFO† is α = 0. k and ρ may follow the forgetting meter (`methods.control`).
+PF is ρ = 1; MIFO† is α = 0. k and ρ may follow the forgetting meter (`methods.control`). The RL may be
+PPO or PRIME (`methods.rl`).
 """
 
 from __future__ import annotations
@@ -17,28 +18,24 @@ from typing import Any
 
 from mifo.config.schema import Config, MifoMethod
 from mifo.core.buffer import QuestionBuffer
-from mifo.methods.base import Base
 from mifo.methods.control import FreezeControl
-from mifo.methods.grpo import policy_gradient_updates, rl_phase
-from mifo.methods.sft import adapters_of, demonstration_of, imitates_with_reference, imitation_updates
+from mifo.methods.rl import AroundRl
+from mifo.methods.sft import demonstration_of, imitation_updates
 from mifo.types import Freeze, Group, Phase, Update
 
 
-class Mifo(Base):
+class Mifo(AroundRl):
     """RL→SFT intervals with entropy selection and element freezing."""
 
     needs_demonstrations = False
 
     def __init__(self, method: MifoMethod, config: Config) -> None:
+        super().__init__(method, config)
         self.method = method
-        self.longest_response = config.rollout.max_response_tokens
-        self.longest_demonstration = config.data.max_demonstration_tokens
         self.buffer = QuestionBuffer(method.buffer_size, method.buffer_order)
         self.least_demonstrations = method.buffer_size
         self.learning = False
         self.optimizers = ("rl", "sft") if method.optimizers == "separate" else ("rl",)
-        self.needs_reference = method.rl.kl_coefficient > 0 or imitates_with_reference(method.sft)
-        self.adapters = adapters_of(method.sft)
         self.control = FreezeControl(method.control, freeze_top=method.freeze_top, token_fraction=method.token_fraction)
         if method.freeze_top > 0 or method.control.target_drop is not None:
             self.freeze = Freeze(
@@ -58,7 +55,7 @@ class Mifo(Base):
                 freeze=self.freeze and replace(self.freeze, top=self.control.freeze_top),
                 adapters=self.adapters,
             )
-        return rl_phase(self.method.rl)
+        return self.rl.next_phase()
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
         """RL: policy gradient, and failed questions to the buffer. SFT: a batch from the buffer."""
@@ -77,7 +74,7 @@ class Mifo(Base):
             if demonstration is not None and group.accuracy <= self.method.accuracy_threshold:
                 self.buffer.add(demonstration)
         self.learning = self.buffer.full
-        return policy_gradient_updates(self.method.rl, groups, self.longest_response)
+        return self.rl.updates(phase, groups)
 
     def sft_measured(self, before: float, after: float) -> None:
         """What the phase cost steers k and ρ of the next, where that is asked for."""
@@ -88,8 +85,9 @@ class Mifo(Base):
         return {"buffer": len(self.buffer), "buffer_size": self.method.buffer_size, **self.control.progress()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Buffer, whether an SFT phase is under way, and the control."""
+        """Buffer, whether an SFT phase is under way, the RL's state and the control."""
         return {
+            "rl": self.rl.state_dict(),
             "buffer": self.buffer.state_dict(),
             "learning": self.learning,
             "control": self.control.state_dict(),
@@ -97,6 +95,7 @@ class Mifo(Base):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
+        self.rl.load_state_dict(state["rl"])
         self.buffer.load_state_dict(state["buffer"])
         self.learning = bool(state["learning"])
         self.control.load_state_dict(state["control"])

@@ -14,25 +14,19 @@ from typing import Any
 
 from mifo.config.schema import Config, ReliftMethod
 from mifo.core.buffer import QuestionBuffer
-from mifo.methods.base import Base
-from mifo.methods.grpo import policy_gradient_updates, rl_phase
-from mifo.methods.mixture import demonstrations_of, imitation_of, refers
-from mifo.methods.sft import adapters_of
+from mifo.methods.mixture import demonstrations_of, imitation_of
+from mifo.methods.rl import AroundRl
 from mifo.types import Group, Phase, Update
 
 
-class Relift(Base):
+class Relift(AroundRl):
     """RL with SFT steps in between."""
 
     needs_demonstrations = False
-    optimizers = ("rl", "sft")
 
     def __init__(self, method: ReliftMethod, config: Config) -> None:
+        super().__init__(method, config)
         self.method = method
-        self.longest_response = config.rollout.max_response_tokens
-        self.longest_demonstration = config.data.max_demonstration_tokens
-        self.needs_reference = refers(method.rl, method.sft)
-        self.adapters = adapters_of(method.sft)
         self.least_demonstrations = method.buffer_size
         self.buffer = QuestionBuffer(method.buffer_size, method.buffer_order)
         self.learning = False
@@ -41,7 +35,7 @@ class Relift(Base):
         """An SFT step after the RL step that filled the buffer, RL otherwise."""
         if self.learning:
             return Phase(name="sft", optimizer="sft", adapters=self.adapters)
-        return rl_phase(self.method.rl)
+        return self.rl.next_phase()
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
         """RL: policy gradient, and failed questions to the buffer. SFT: S of them."""
@@ -51,17 +45,18 @@ class Relift(Base):
         for demonstration in demonstrations_of([g for g in groups if g.accuracy <= self.method.accuracy_threshold]):
             self.buffer.add(demonstration)
         self.learning = self.buffer.full
-        return policy_gradient_updates(self.method.rl, groups, self.longest_response)
+        return self.rl.updates(phase, groups)
 
     def progress(self) -> Mapping[str, float]:
         """Buffer fill."""
         return {"buffer": len(self.buffer), "buffer_size": self.method.buffer_size}
 
     def state_dict(self) -> dict[str, Any]:
-        """Buffer and whether an SFT step is due."""
-        return {"buffer": self.buffer.state_dict(), "learning": self.learning}
+        """Buffer, whether an SFT step is due, and the RL's state."""
+        return {"rl": self.rl.state_dict(), "buffer": self.buffer.state_dict(), "learning": self.learning}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
+        self.rl.load_state_dict(state["rl"])
         self.buffer.load_state_dict(state["buffer"])
         self.learning = bool(state["learning"])

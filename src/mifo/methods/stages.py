@@ -4,9 +4,10 @@
     rl_sft        k RL steps, then SFT for the rest
     multi_stage   (k SFT steps, m RL steps) again and again; K cycles are train.steps = K·(k + m)
 
-Each stage begins with an optimizer without moments and its schedule from the start; π_old is the policy at the start of each
-rollout batch. Terms with a reference (KL, off by default; ASFT) compare with the policy as the stage under way found it: the
-first with the model as it was loaded. So do the stages of a `[[stages]]` list.
+Each stage begins with an optimizer without moments and its schedule from the start, RL also with its second model (critic,
+reward model) made anew; π_old is the policy at the start of each rollout batch. Terms with a reference (KL, off by default; ASFT)
+compare with the policy as the stage under way found it: the first with the model as it was loaded. So do the stages of a
+`[[stages]]` list.
 """
 
 from __future__ import annotations
@@ -16,26 +17,20 @@ from dataclasses import replace
 from typing import Any
 
 from mifo.config.schema import Config, MultiStageMethod, RlSftMethod, SftRlMethod
-from mifo.methods.base import Base
-from mifo.methods.grpo import policy_gradient_updates, rl_phase
-from mifo.methods.mixture import demonstrations_of, imitation_of, refers
-from mifo.methods.sft import adapters_of
+from mifo.methods.mixture import demonstrations_of, imitation_of
+from mifo.methods.rl import AroundRl, make_rl
 from mifo.types import Group, Phase, Update
 
 
-class Stages(Base):
+class Stages(AroundRl):
     """Steps of each kind by their number alone."""
 
     needs_demonstrations = True
     least_demonstrations = 1
-    optimizers = ("rl", "sft")
 
     def __init__(self, method: SftRlMethod | RlSftMethod | MultiStageMethod, config: Config) -> None:
-        self.method, self.rl, self.sft = method, method.rl, method.sft
-        self.longest_response = config.rollout.max_response_tokens
-        self.longest_demonstration = config.data.max_demonstration_tokens
-        self.needs_reference = refers(method.rl, method.sft)
-        self.adapters = adapters_of(method.sft)
+        super().__init__(method, config)
+        self.method, self.config = method, config
         self.step = 0
 
     def next_phase(self) -> Phase:
@@ -43,7 +38,7 @@ class Stages(Base):
         stage = self._stage
         reference = None if stage == 0 else f"part {stage + 1}"
         if not self._in_sft:
-            return replace(rl_phase(self.rl), fresh=True, reference=reference)
+            return replace(self.rl.next_phase(), fresh=True, reference=reference)
         batch = self.method.sft_batch_size
         return Phase(
             name="sft", optimizer="sft", prompts=batch, fresh=True, adapters=self.adapters, reference=reference
@@ -65,19 +60,23 @@ class Stages(Base):
 
     def updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
         """Imitation, or policy gradient."""
+        if phase.name != "sft":
+            updates = self.rl.updates(phase, groups)
+        else:
+            updates = imitation_of(self.method.sft, demonstrations_of(groups), self.longest_demonstration)
+            self.rl = make_rl(self.method, self.config)  # RL that follows begins anew
         self.step += 1
-        if phase.name == "sft":
-            return imitation_of(self.sft, demonstrations_of(groups), self.longest_demonstration)
-        return policy_gradient_updates(self.rl, groups, self.longest_response)
+        return updates
 
     def progress(self) -> Mapping[str, float]:
         """No figures beside the step's own."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps taken."""
-        return {"step": self.step}
+        """Steps taken, and the RL's state."""
+        return {"step": self.step, "rl": self.rl.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
+        self.rl.load_state_dict(state["rl"])
         self.step = int(state["step"])

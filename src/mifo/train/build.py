@@ -198,7 +198,7 @@ def _load_parts(prepared: Prepared, learner_type: LearnerFactory, **others: Any)
 def _make_scorer(
     prepared: Prepared, learner: Learner, window: Callable[[], AbstractContextManager[None]]
 ) -> Scorer | None:
-    name = prepared.methods[0].scorer
+    name = next((method.scorer for method in prepared.methods if method.scorer is not None), None)
     if name is None:
         return None
     return make_scorer(name, learner.policy, prepared.config, reference=learner.reference, window=window)

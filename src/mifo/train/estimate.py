@@ -78,7 +78,7 @@ def _of_stage(config: Config, method: Method, corpus: Corpus) -> Estimate:
     groups = phase.prompts if phase.resample is None else phase.resample.groups
     trained = groups * (max(1, phase.rollouts) * response + prompt)
     per_token = 6 * parameters if phase.adapters is None else 4 * parameters + 6 * _adapter_elements(method, shape)
-    per_token += SCORER_PASSES[method.scorer] * parameters
+    per_token += SCORER_PASSES[method.scorer if phase.scorer_learns is not None else None] * parameters
     generating, learning = 2 * parameters * generated, per_token * trained
     step = generating / (rate * DECODE_UTILISATION) + learning / (rate * TRAIN_UTILISATION)
     return Estimate(

@@ -3,6 +3,7 @@
     RL → SFT   accuracy; C̃, TopK, M; adapters where the phase trains some
     SFT → RL   adapters merged; everything unfrozen; accuracy, which the method hears of; rejuvenation; θ_RL,start ← θ
     stage      accuracy; optimizers without moments and with the settings of the next stage, a map of its own; rejuvenation
+    → RL       a second model made anew from θ, where a stage begins
 
 A stop may come while accuracy is measured or a rejuvenation calibrates, and nowhere else: every `mark` has all before it done
 and nothing after it.
@@ -43,6 +44,8 @@ def enter(run: Run, phase: Phase) -> None:
         _enter_sft(run, phase)
     if phase.fresh:
         run.parts.optimizers[phase.optimizer].reset()
+    if phase.scorer_learns is not None and run.parts.scorer is not None and (phase.fresh or run.phase is None):
+        run.parts.scorer.restart(run.learner.policy)
     if phase.adapters is not None:
         attach_adapters(run, phase.adapters, phase.optimizer)
     run.phase = phase.name

@@ -232,7 +232,7 @@ class Run:
             **group_metrics(groups),
             "updates": [update_record(report) for report in reports],
         }
-        if self.parts.scorer is not None and self.turn is not None:
+        if phase.scorer_learns is not None and self.parts.scorer is not None and self.turn is not None:
             record[self.parts.scorer.name] = scorer_metrics(self.turn.groups, self.turn.lessons)
         self.emit("metrics", record)
         for sample in sample_records(groups, self.config.run.samples_per_step, self.parts.chat.decode):

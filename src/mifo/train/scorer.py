@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -63,6 +64,21 @@ class Scorer:
         return [
             tuple(a - b for a, b in zip(row, other, strict=True)) for row, other in zip(own, reference, strict=True)
         ]
+
+    @torch.no_grad()
+    def restart(self, policy: Policy) -> None:
+        """Begin anew from the policy as it is: its weights, a critic's head at zero, no moments, no memory of norms."""
+        own, head = self.learner.policy.model, set()
+        if self.name == "critic":
+            head = set(own.get_output_embeddings().parameters())
+        weights = dict(policy.model.named_parameters())
+        for name, parameter in own.named_parameters():
+            if parameter in head:
+                parameter.zero_()
+            else:
+                parameter.copy_(weights[name])
+        self.optimizer.reset()
+        self.guard.forget()
 
     # --- state -------------------------------------------------------------------------------------------------------
 

@@ -16,13 +16,17 @@ def prime(rl=(), **settings):
     return {"method": {"name": "prime", "rl": dict(rl), **settings}}
 
 
+def around(name, scorer, rl=(), **settings):
+    return {"method": {"name": name, "rl": dict(rl), "scorer": {"name": scorer, **settings}}}
+
+
 CASES = [
-    ({"critic_optimizer": {"learning_rate": 1e-4}}, "method.name = 'mifo' has no critic: only 'ppo' trains one"),
+    ({"critic_optimizer": {"learning_rate": 1e-4}}, "method.name = 'mifo' has no critic. Leave the table out"),
     (
         {"method": {"name": "grpo"}, "critic_optimizer": {"beta2": 0.9}},
-        "cannot be combined with SFT phases. Leave the table out",
+        "give a method whose RL has steps of its own (mifo, relift, sft_rl, rl_sft, multi_stage) a [method.scorer] table",
     ),
-    ({**ppo(), "prm_optimizer": {"beta2": 0.9}}, "method.name = 'ppo' has no process reward model: only 'prime'"),
+    ({**ppo(), "prm_optimizer": {"beta2": 0.9}}, "method.name = 'ppo' has no process reward model. Leave"),
     ({**prime(), "critic_optimizer": {"beta2": 0.9}}, "method.name = 'prime' has no critic"),
     (ppo({"advantage": "rloo"}), "method.rl.advantage = 'rloo'"),
     (prime({"advantage_std": True}), "method.rl.advantage_std = true with method.name = 'prime'"),
@@ -40,6 +44,19 @@ CASES = [
     (ppo(discount=0.0), "method.discount"),
     ({**ppo(), "critic_optimizer": {"schedule": "cosine"}}, "critic_optimizer.schedule = 'cosine' needs"),
     ({**prime(), "prm_optimizer": {"minimum_ratio": 0.5}}, "prm_optimizer.minimum_ratio = 0.5 has no effect"),
+    (around("mifo", "ppo", {"advantage": "rloo"}), "with method.scorer.name = 'ppo', whose advantages are"),
+    (around("relift", "ppo", critic_updates_per_step=1025), "method.scorer.critic_updates_per_step = 1025 exceeds"),
+    (around("sft_rl", "ppo", critic_warmup_steps=500), "method.scorer.critic_warmup_steps = 500 leaves none"),
+    (
+        around("mifo", "prime", least_accuracy=0.9),
+        "method.scorer.least_accuracy = 0.9 exceeds method.scorer.most_accuracy",
+    ),
+    (around("mifo", "prime", {"rollouts_per_prompt": 1}), "Use at least 2"),
+    ({**around("mifo", "ppo"), "prm_optimizer": {"beta2": 0.9}}, "has no process reward model"),
+    (
+        {"stages": [{"method": {"name": "ppo"}}, {**around("mifo", "prime")}]},
+        "ppo → mifo need a critic (ppo) and a process reward model (prime), but a run has one second model",
+    ),
     ({"reward": {"truncated": 1.0}}, "reward.truncated = 1 must be below reward.correct = 1"),
     ({"reward": {"truncated": 0.0}, "method": {"name": "sft"}}, "reward.truncated = 0 has no effect"),
 ]
@@ -62,6 +79,9 @@ def test_refused(tables, message):
         ppo(critic_updates_per_step=1024, critic_warmup_steps=499, value_clip=None, gae_lambda=0.0),
         prime({"rollouts_per_prompt": 2}, least_accuracy=0.5, most_accuracy=0.5),
         prime(dense_coefficient=0.0),
+        {**around("mifo", "ppo", {"rollouts_per_prompt": 1}), "critic_optimizer": {"learning_rate": 1e-4}},
+        {**around("multi_stage", "prime"), "prm_optimizer": {"learning_rate": 1e-4}},
+        {"stages": [{"method": {"name": "sft"}}, {"method": {"name": "ppo"}}], "critic_optimizer": {"beta2": 0.9}},
         {"reward": {"correct": 1.0, "incorrect": -1.0, "truncated": -2.0}},
         {"reward": {"truncated": 0.0}},
     ],
