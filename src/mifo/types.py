@@ -252,6 +252,15 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What was measured of an optimizer step that was taken: the norm of its gradient before clipping, and every term's part of
+    the loss, its coefficient included."""
+
+    grad_norm: float
+    losses: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Freeze:
     """Which elements an SFT phase must not move (S0 §3.2), decided from what RL moved before it."""
 

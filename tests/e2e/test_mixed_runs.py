@@ -24,13 +24,14 @@ STEPS = 4
 METHODS = {
     "relift": {"rl": RL, "buffer_size": 3},  # a step fails four questions: SFT is due often, and some always wait
     "luffy": {"rl": RL},
-    "rl_with_sft": {"rl": RL, "sft": {"entropy_coefficient": 0.01}},
+    "rl_with_sft": {"rl": RL, "sft": {"entropy_coefficient": 0.01, "loss": "gem", "token_fraction": 0.5}},
     "sft_rl": {"rl": RL | {"kl_coefficient": 0.1}, "sft_steps": 2, "sft_batch_size": 4},
     "rl_sft": {"rl": RL, "rl_steps": 2, "sft_batch_size": 4},
     "multi_stage": {"rl": RL | {"kl_coefficient": 0.1}, "sft_steps": 1, "rl_steps": 1, "sft_batch_size": 4},
-    "srft": OWN,
-    "hpt": {"rl": RL},
-    "superrl": {"rl": RL, "gate": "advantage"},
+    "srft": OWN | {"sft": {"loss": "psft", "token_fraction": 0.5}},
+    "hpt": {"rl": RL, "sft": {"loss": "psft"}},
+    "superrl": {"rl": RL, "gate": "advantage", "sft": {"loss": "asft"}},
+    "superrl log_sigma": {"rl": RL, "gate": "log_sigma", "sigma_rate": 0.1},
     "chord": {"rl": RL, "demonstrations_per_step": 2, "mu_warmup_steps": 1, "mu_decay_steps": 4},
     "uft": {"rl": RL, "hint_coefficient": 1.0, "hint_steps": 3},  # the last step has no hints
     "prefix_rft": {"rl": RL, "prefix_decay_steps": 4},
@@ -46,7 +47,7 @@ def config_of(name, **changes):
             "model": {"path": "tiny", "compute": "float32"},
             "data": {"families": ["tiny"], "train_problems": 30, "evaluation": "none"},
             "rollout": {"max_response_tokens": 12},
-            "method": {"name": name, **METHODS[name]},
+            "method": {"name": name.split()[0], **METHODS[name]},
             "rl_optimizer": {"learning_rate": 1e-3, "warmup_updates": 2, "schedule": "cosine", "decay_updates": 12},
             "sft_optimizer": {"learning_rate": 3e-3, "warmup_updates": 2},
             "train": {"steps": STEPS, "threads": 1, "micro_batch_tokens": 64, **changes},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from mifo.config.check_legacy import check_legacy
-from mifo.config.check_mixed import check_mixed, imitation_batch
+from mifo.config.check_mixed import check_mixed, imitation_batch, updates_of_imitation
 from mifo.config.check_phases import check_adapters, check_control
 from mifo.config.check_prefix import check_prefix
 from mifo.config.check_rejuvenation import check_rejuvenation
@@ -34,7 +34,7 @@ from mifo.errors import ConfigError
 MOST_THREADS = 1024
 
 UNIMITATED = (
-    MifoMethod, GrpoMethod, LuffyMethod, SrftMethod, PrefixRftMethod, BreadMethod, PpoMethod, PrimeMethod,
+    MifoMethod, GrpoMethod, LuffyMethod, PrefixRftMethod, BreadMethod, PpoMethod, PrimeMethod,
 )  # fmt: skip
 """Methods without a batch of demonstrations of their own that a loss is checked against here."""
 
@@ -350,10 +350,16 @@ def _check_imitation(sft: ImitationConfig, batch: int, config: Config) -> None:
                 f"method.sft.{name} = {getattr(sft, name)} has no effect with method.sft.loss = '{sft.loss}'. Leave it "
                 f"out, or set the loss to '{loss}'."
             )
-    if sft.loss == "psft" and sft.updates_per_batch == 1:
+    setting, updates = updates_of_imitation(config.method)
+    if sft.loss == "psft" and updates == 1:
         raise ConfigError(
-            "method.sft.loss = 'psft' with method.sft.updates_per_batch = 1: old and current policy are then the same, and the "
-            "loss is cross-entropy. Use several updates (the paper makes 8 from a batch of 64)."
+            f"method.sft.loss = 'psft' with {setting} = 1: old and current policy are then the same, and the loss is "
+            "cross-entropy. Use several updates (the paper makes 8 from a batch of 64)."
+        )
+    if sft.token_fraction != 1.0 and isinstance(config.method, MifoMethod | SftMethod):
+        raise ConfigError(
+            f"method.sft.token_fraction = {sft.token_fraction:g} has no effect with method.name = '{config.method.name}', whose "
+            "own method.token_fraction says it. Set that one."
         )
     if sft.updates_per_batch > batch:
         raise ConfigError(

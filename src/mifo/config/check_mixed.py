@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from mifo.config.schema import (
+    BreadMethod,
     ChordMethod,
     Config,
+    GrpoMethod,
     HptMethod,
+    ImitationConfig,
     LuffyMethod,
+    MethodConfig,
     MultiStageMethod,
+    PpoMethod,
+    PrefixRftMethod,
+    PrimeMethod,
     ReliftMethod,
     RlSftMethod,
     RlWithSftMethod,
@@ -45,6 +52,8 @@ def check_mixed(config: Config) -> None:
             f"method.gate = 'reward' asks for a positive reward, but reward.correct = {config.reward.correct:g}: no question "
             "would be learned by RL. Give correct answers a positive reward, or use method.gate = 'advantage'."
         )
+    if isinstance(method, SuperRlMethod):
+        _check_superrl(method)
     if isinstance(method, ChordMethod):
         _check_chord(method)
 
@@ -59,14 +68,27 @@ def imitation_batch(
     | SuperRlMethod
     | ChordMethod
     | UftMethod
-    | SasrMethod,
+    | SasrMethod
+    | SrftMethod,
 ) -> int:
     """Most demonstrations that the method learns at once."""
     if isinstance(method, ReliftMethod):
         return method.buffer_size
     if isinstance(method, SftRlMethod | RlSftMethod | MultiStageMethod | SasrMethod):
         return method.sft_batch_size
+    if isinstance(method, SrftMethod):
+        return method.prompts_per_step
     return method.demonstrations_per_step if isinstance(method, ChordMethod) else method.rl.prompts_per_step
+
+
+def updates_of_imitation(method: MethodConfig) -> tuple[str, int]:
+    """The setting that says in how many updates a method learns one batch of demonstrations, and its value."""
+    if isinstance(method, SrftMethod):
+        return "method.updates_per_step", method.updates_per_step
+    if isinstance(method, RlWithSftMethod | HptMethod | SuperRlMethod | ChordMethod | UftMethod):
+        return "method.rl.updates_per_step", method.rl.updates_per_step
+    assert not isinstance(method, GrpoMethod | LuffyMethod | PrefixRftMethod | BreadMethod | PpoMethod | PrimeMethod)
+    return "method.sft.updates_per_batch", method.sft.updates_per_batch
 
 
 def _check_joint(method: LuffyMethod | RlWithSftMethod | HptMethod | SuperRlMethod | ChordMethod) -> None:
@@ -120,11 +142,31 @@ def _check_srft(method: SrftMethod) -> None:
             f"method.prompts_per_step = {method.prompts_per_step} does not divide into method.updates_per_step = "
             f"{method.updates_per_step} equal updates. Choose a divisor."
         )
+    default = ImitationConfig()
+    for name in ("updates_per_batch", "normalizer", "constant_tokens", "entropy_coefficient"):
+        if getattr(method.sft, name) != getattr(default, name):
+            raise ConfigError(
+                f"method.sft.{name} = {getattr(method.sft, name)} has no effect with method.name = 'srft', which weighs and sums "
+                "its streams by settings of its own. Leave it out."
+            )
+    if method.sft_scale == 0.0 and method.sft != default:
+        raise ConfigError(
+            "method.sft has no effect with method.sft_scale = 0. Leave the table out, or raise sft_scale."
+        )
     if method.sft_scale == 0.0 and method.sft_entropy_sign != SrftMethod.sft_entropy_sign:
         raise ConfigError(
             f"method.sft_entropy_sign = '{method.sft_entropy_sign}' has no effect with method.sft_scale = 0. Leave it out, or "
             "raise sft_scale."
         )
+
+
+def _check_superrl(method: SuperRlMethod) -> None:
+    unused = ("denominator",) if method.gate == "log_sigma" else ("sigma_rate", "sigma_bound")
+    for name in unused:
+        if getattr(method, name) != getattr(SuperRlMethod, name):
+            raise ConfigError(
+                f"method.{name} = {getattr(method, name)} has no effect with method.gate = '{method.gate}'. Leave it out."
+            )
 
 
 def _check_chord(method: ChordMethod) -> None:

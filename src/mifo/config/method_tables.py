@@ -103,6 +103,8 @@ class SrftMethod:
 
     name: Literal["srft"] = "srft"
     """Tag of this method."""
+    sft: ImitationConfig = field(default_factory=ImitationConfig)
+    """The imitation loss that the demonstration's weight multiplies: `loss`, its parameters and `token_fraction`."""
     prompts_per_step: Count = 128
     """Questions sampled in one step."""
     rollouts_per_prompt: Count = 8

@@ -266,7 +266,7 @@ class HptMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class SuperRlMethod:
-    """SuperRL: RL for a question with any reward (or advantage), its demonstration for the others."""
+    """SuperRL: RL for a question with any reward (or advantage), its demonstration for the others; or both, weighted."""
 
     name: Literal["superrl"] = "superrl"
     """Tag of this method."""
@@ -274,8 +274,12 @@ class SuperRlMethod:
     """The policy gradient."""
     sft: ImitationConfig = field(default_factory=ImitationConfig)
     """The imitation loss."""
-    gate: Literal["reward", "advantage"] = "reward"
-    """RL where some rollout has a positive reward, or where some has a positive advantage."""
+    gate: Literal["reward", "advantage", "log_sigma"] = "reward"
+    """RL where a rollout has a positive reward, or a positive advantage; log_sigma: both losses of all, weighted by learned σ."""
+    sigma_rate: Positive = 1e-3
+    """Step of gradient descent on σ, once an update; log_sigma only."""
+    sigma_bound: Positive = 1.0
+    """σ stays within ±this, so a weight within e^±2 of it; log_sigma only."""
     denominator: Literal["batch", "stream"] = "batch"
     """Average each loss over all questions of the update, or over those that it learns from."""
 

@@ -289,7 +289,9 @@ class ImitationConfig:
     """SFT on demonstrations."""
 
     loss: Literal["cross_entropy", "dft", "gem", "psft", "asft", "eaft", "chord_phi"] = "cross_entropy"
-    """What a demonstrated token costs; see docs/methods.md. Which tokens are learned is the method's token_fraction."""
+    """What a demonstrated token costs; see docs/methods.md."""
+    token_fraction: PositiveShare = 1.0
+    """Share of each demonstration's tokens, highest entropy first, that is learned; `mifo` and `sft` have their own."""
     gem_beta: Positive = 0.7
     """β of GEM: temperature of the distribution that is learned from."""
     gem_weight: Literal["linear", "logsigmoid"] = "logsigmoid"

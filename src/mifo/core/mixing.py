@@ -8,13 +8,14 @@ Legend: T response tokens of one micro-batch, S its sequences.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mifo.types import TokenStats
+from mifo.core.losses import CrossEntropy
+from mifo.types import TokenLoss, TokenStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +38,22 @@ class OffPolicy:
 
 @dataclass(frozen=True, slots=True)
 class EntropyWeighted:
-    """−w·c·e^{±H} log π(y_t), the factor a constant to the gradient: SRFT's weights.
+    """c·e^{±H} times a loss, the factor a constant to the gradient: SRFT's weights.
 
-    `scope` "sequence" takes H as the mean entropy of the response (SRFT), "token" that of each token.
+    `scope` "sequence" takes H as the mean entropy of the response (SRFT), "token" that of each token. `loss` is −w log π(y_t).
     """
 
     scale: float
     sign: Literal["minus", "plus"]
     scope: Literal["sequence", "token"] = "sequence"
+    loss: TokenLoss = field(default_factory=CrossEntropy)
 
     def __call__(self, stats: TokenStats) -> Tensor:
         entropy_T = stats.entropy_T.detach()
         if self.scope == "sequence":
             entropy_T = sequence_means(entropy_T, stats.sequence_T)
         factor_T = self.scale * torch.exp(entropy_T if self.sign == "plus" else -entropy_T)
-        return -stats.weight_T * factor_T * stats.logp_T
+        return factor_T * self.loss(stats)
 
 
 def sequence_means(values_T: Tensor, sequence_T: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from mifo.config.schema import Config
 from mifo.methods.base import Method
 from mifo.methods.bread import Bread
 from mifo.methods.chord import Chord
-from mifo.methods.gated import Hpt, SuperRl
+from mifo.methods.gated import Hpt, superrl
 from mifo.methods.grpo import Grpo
 from mifo.methods.luffy import Luffy
 from mifo.methods.mifo import Mifo
@@ -43,7 +43,7 @@ METHODS: dict[str, Callable[[Any, Config], Method]] = {
     "sft": Sft,
     "sft_rl": Stages,
     "srft": Srft,
-    "superrl": SuperRl,
+    "superrl": superrl,
     "uft": Uft,
 }
 

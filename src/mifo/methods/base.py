@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from mifo.types import Freeze, Group, LowRank, Phase, ScorerName, Update
+from mifo.types import Freeze, Group, LowRank, Phase, ScorerName, Taken, Update
 
 
 class Method(Protocol):
@@ -38,8 +38,8 @@ class Method(Protocol):
         """The optimizer steps to take from what the step collected, in order."""
         ...
 
-    def learned(self, phase: Phase, norms: Sequence[float]) -> None:
-        """What the engine measured in `updates`: the gradient norm of each step taken, before clipping, in order."""
+    def learned(self, phase: Phase, steps: Sequence[Taken]) -> None:
+        """What the engine measured of the optimizer steps that it took from `updates`, in order."""
         ...
 
     def scorer_updates(self, phase: Phase, groups: Sequence[Group]) -> list[Update]:
@@ -78,7 +78,7 @@ class Base:
     def sft_measured(self, before: float, after: float) -> None:
         """Nothing follows from it."""
 
-    def learned(self, phase: Phase, norms: Sequence[float]) -> None:
+    def learned(self, phase: Phase, steps: Sequence[Taken]) -> None:
         """Not looked at."""
 
 

@@ -6,6 +6,8 @@
     superrl, reward       c(x) = 1[max_k R_k > 0],  β = 1
     superrl, advantage    c(x) = 1[max_k A_k > 0],  β = 1: also all-correct groups imitate
 
+The third form of SuperRL has no gate: `methods.log_sigma`.
+
 With `denominator = "batch"` the sums are divided as if every question had taken part in both streams, so that one failed question
 among a hundred weighs a hundredth; "stream" divides by those that do take part.
 """
@@ -15,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mifo.config.schema import Config, HptMethod, SuperRlMethod
-from mifo.methods.base import Stateless
+from mifo.methods.base import Method, Stateless
+from mifo.methods.log_sigma import LogSigma
 from mifo.methods.mixture import demonstrations_of, imitation_of, joined, own_update, parts, refers, scaled, with_silent
 from mifo.types import Group, Phase, Update
 
@@ -86,3 +89,8 @@ class SuperRl(Gated):
             sft_coefficient=1.0,
             by_rl=lambda group: max(group.rewards) > (0.0 if method.gate == "reward" else min(group.rewards)),
         )
+
+
+def superrl(method: SuperRlMethod, config: Config) -> Method:
+    """SuperRL in the form that is asked for."""
+    return LogSigma(method, config) if method.gate == "log_sigma" else SuperRl(method, config)

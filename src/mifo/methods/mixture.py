@@ -40,11 +40,15 @@ def refers(rl: PolicyGradientConfig, sft: ImitationConfig) -> bool:
 def imitation_of(
     sft: ImitationConfig, demonstrations: Sequence[Demonstration], longest_demonstration: int
 ) -> list[Update]:
-    """Imitation of demonstrations, every token, in `updates_per_batch` updates; [] where there are none."""
+    """Imitation of demonstrations, of the tokens that `sft` selects, in `updates_per_batch` updates; [] where there are none."""
     if not demonstrations:
         return []
     return imitation_updates(
-        sft, demonstrations, token_fraction=1.0, token_denominator="all", longest_demonstration=longest_demonstration
+        sft,
+        demonstrations,
+        token_fraction=sft.token_fraction,
+        token_denominator="all",
+        longest_demonstration=longest_demonstration,
     )
 
 

@@ -20,7 +20,7 @@ from mifo.core.draw import unit
 from mifo.methods.base import Base
 from mifo.methods.grpo import policy_gradient_updates, rl_phase
 from mifo.methods.mixture import demonstrations_of, imitation_of, refers
-from mifo.types import Group, Phase, Update
+from mifo.types import Group, Phase, Taken, Update
 
 WARM = "warm"  # the reference: the policy at the end of the warm-up
 
@@ -65,13 +65,13 @@ class Sasr(Base):
             return imitation_of(self.method.sft, demonstrations_of(groups), self.longest_demonstration)
         return policy_gradient_updates(self.method.rl, groups, self.longest_response)
 
-    def learned(self, phase: Phase, norms: Sequence[float]) -> None:
+    def learned(self, phase: Phase, steps: Sequence[Taken]) -> None:
         """G_last after an SFT step, and G_warm with it until the warm-up is over."""
-        if phase.name != "sft" or not norms:
+        if phase.name != "sft" or not steps:
             return
-        self.last_norm = norms[-1]
+        self.last_norm = steps[-1].grad_norm
         if phase.reference is None or self.warm_norm is None:
-            self.warm_norm = norms[-1]
+            self.warm_norm = self.last_norm
 
     def progress(self) -> Mapping[str, float]:
         """p_t of the step that comes next, and the norms it rests on once there are any."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from mifo.config.schema import Config, ImitationConfig, SftMethod
@@ -87,20 +88,9 @@ def imitation_update(
     With the denominator "all" the loss is the token form of the paper's 1/|s| (METHODS 7, resolution 13): keeping fewer
     tokens makes a smaller update, not one of the same size on fewer tokens.
     """
-    loss, vocabulary = imitation_loss(sft)
+    term = imitation_term(sft, token_fraction=token_fraction)
     constant = (sft.constant_tokens or longest_demonstration) if sft.normalizer == "constant" else None
-    terms = [
-        Term(
-            name="ce",
-            loss=loss,
-            normalizer=sft.normalizer,
-            constant_tokens=constant,
-            select=TopEntropy(fraction=token_fraction) if token_fraction < 1.0 else None,
-            denominator=token_denominator,
-            uses_old_policy=sft.loss == "psft",
-            vocabulary=vocabulary,
-        )
-    ]
+    terms = [replace(term, normalizer=sft.normalizer, constant_tokens=constant, denominator=token_denominator)]
     if sft.entropy_coefficient:
         terms.append(
             Term(name="ent", loss=EntropyBonus(), coefficient=sft.entropy_coefficient, uses_entropy_gradient=True)
@@ -108,6 +98,18 @@ def imitation_update(
     return Update(
         sequences=tuple(demonstration_sequence(d, {term.name: 1.0 for term in terms}) for d in demonstrations),
         terms=tuple(terms),
+    )
+
+
+def imitation_term(sft: ImitationConfig, *, token_fraction: float) -> Term:
+    """The stream ce, as a token mean: the loss chosen, on the highest-entropy tokens."""
+    loss, vocabulary = imitation_loss(sft)
+    return Term(
+        name="ce",
+        loss=loss,
+        select=TopEntropy(fraction=token_fraction) if token_fraction < 1.0 else None,
+        uses_old_policy=sft.loss == "psft",
+        vocabulary=vocabulary,
     )
 
 

@@ -4,12 +4,14 @@
 
 H is the mean token entropy of the response, a constant to the gradient; c_s = 0.5, c_r = 0.1. Demo RL is −A·p as in LUFFY, not
 shaped unless `gamma` is set, with A over the group of rollouts and demonstration. The two sums over rollouts are divided by the
-count over all of them, those over demonstrations by the count over demonstrations. Nothing is clipped.
+count over all of them, those over demonstrations by the count over demonstrations. Nothing is clipped. −ℓ of a demonstration may
+be another loss of imitation (`method.sft`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mifo.config.schema import Config, SrftMethod
 from mifo.core.advantages import group_advantages
@@ -17,7 +19,7 @@ from mifo.core.losses import CrossEntropy
 from mifo.core.mixing import EntropyWeighted, OffPolicy
 from mifo.methods.base import Stateless
 from mifo.methods.mixture import parts
-from mifo.methods.sft import demonstration_of, demonstration_sequence
+from mifo.methods.sft import demonstration_of, demonstration_sequence, imitates_with_reference, imitation_term
 from mifo.types import Group, Phase, Term, Update, Verdict
 from mifo.types import Sequence as TrainingSequence
 
@@ -32,6 +34,7 @@ class Srft(Stateless):
     def __init__(self, method: SrftMethod, config: Config) -> None:
         self.method = method
         self.reward = config.reward.correct
+        self.needs_reference = imitates_with_reference(method.sft)
 
     def next_phase(self) -> Phase:
         """N rollouts of each question, and its demonstration."""
@@ -48,12 +51,10 @@ class Srft(Stateless):
     def _terms(self) -> tuple[Term, ...]:
         method = self.method
         normalizer, scope = method.normalizer, method.entropy_scope
+        imitation = imitation_term(method.sft, token_fraction=method.sft.token_fraction)
+        weighted = EntropyWeighted(method.sft_scale, method.sft_entropy_sign, scope, imitation.loss)
         return (
-            Term(
-                name="sft",
-                loss=EntropyWeighted(method.sft_scale, method.sft_entropy_sign, scope),
-                normalizer=normalizer,
-            ),
+            replace(imitation, name="sft", loss=weighted, normalizer=normalizer),
             Term(name="off", loss=OffPolicy(method.gamma), normalizer=normalizer),
             Term(name="pos", loss=EntropyWeighted(method.rl_scale, "plus", scope), normalizer=normalizer),
             Term(name="neg", loss=CrossEntropy(), normalizer=normalizer),

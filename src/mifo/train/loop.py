@@ -33,7 +33,7 @@ def _turns(run: Run) -> None:
         groups = run.score(phase, groups)  # V_t or q_t by a second model, which learns too, where the method has one
         updates = run.method.updates(phase, groups)  # A_i; hard questions join B, or B is consumed
         reports = run.learn(phase, updates)  # gradient, (1 − M) ⊙ g, clip, step, freeze
-        run.method.learned(phase, [r.grad_norm for r in reports if r.taken])  # SASR: G_last
+        run.method.learned(phase, [r.measured for r in reports if r.taken])  # SASR: G_last.  SuperRL: σ
         run.record(phase, groups, reports)  # metrics, samples, ledger
         run.evaluate_if_due()
         run.save_if_due()

@@ -14,7 +14,7 @@ from torch import Tensor
 from mifo.train.faults import Fault, Sample
 from mifo.train.parallel import World
 from mifo.train.rows import live_sequences
-from mifo.types import Update
+from mifo.types import Taken, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,11 @@ class UpdateReport:
     micro_batch_tokens: int
     taken: bool = True
     fault: Fault | None = None
+
+    @property
+    def measured(self) -> Taken:
+        """What a method hears of it."""
+        return Taken(grad_norm=self.grad_norm, losses=self.losses)
 
     @property
     def moved(self) -> bool:

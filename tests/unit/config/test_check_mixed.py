@@ -20,6 +20,22 @@ CASES = [
         {"method": {"name": "srft", "sft_scale": 0.0, "sft_entropy_sign": "plus"}},
         "has no effect with method.sft_scale = 0",
     ),
+    (
+        {"method": {"name": "superrl", "sigma_rate": 0.1}},
+        "method.sigma_rate = 0.1 has no effect with method.gate = 'reward'",
+    ),
+    (
+        {"method": {"name": "superrl", "gate": "log_sigma", "denominator": "stream"}},
+        "method.denominator = stream has no effect",
+    ),
+    ({"method": {"name": "srft", "sft": {"normalizer": "sequence"}}}, "method.sft.normalizer = sequence has no effect"),
+    (
+        {"method": {"name": "srft", "sft": {"loss": "dft"}, "sft_scale": 0.0}},
+        "method.sft has no effect with method.sft_scale = 0",
+    ),
+    ({"method": {"name": "srft", "sft": {"lora_rank": 4}}}, "adapters are trained in SFT phases of their own"),
+    ({"method": {"name": "srft", "updates_per_step": 1, "sft": {"loss": "psft"}}}, "with method.updates_per_step = 1"),
+    ({"method": {"name": "mifo", "sft": {"token_fraction": 0.5}}}, "whose own method.token_fraction says it"),
     ({"method": {"name": "superrl"}, "reward": {"correct": 0.0, "incorrect": -1.0}}, "method.gate = 'advantage'"),
     ({"method": {"name": "chord", "demonstrations_per_step": 63}}, "Choose a multiple"),
     ({"method": {"name": "chord", "mu_peak": 0.1, "mu_valley": 0.2}}, "Exchange them"),

@@ -21,7 +21,7 @@ CASES = [
     ({"method": UFT | {"hints": "uniform", "hint_steps": 9}}, "hint_steps = 9 has no effect"),
     ({"method": UFT | {"hints": "stage", "hint_steps": 5}}, "Use at least 6"),
     ({"method": UFT | {"hint_high": 0.1, "hint_low": 0.2}}, "hints become shorter"),
-    ({"method": UFT | {"sft": {"loss": "psft"}}}, "method.sft.loss = 'psft'"),
+    ({"method": UFT | {"rl": {"updates_per_step": 1}, "sft": {"loss": "psft"}}}, "with method.rl.updates_per_step = 1"),
     ({"method": PREFIX | {"rl": {"advantage": "rloo"}}}, "whose baseline is method.advantage"),
     ({"method": PREFIX | {"rl": {"overlong_tokens": 9}}}, "overlong_tokens = 9 with"),
     ({"method": PREFIX | {"advantage": "dr_grpo_prefix", "rl": {"advantage_std": True}}}, "or use 'shared'"),

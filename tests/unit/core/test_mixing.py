@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mifo.core.imitation import DynamicFineTuning
 from mifo.core.mixing import EntropyWeighted, OffPolicy, sequence_means, warmup_cosine
 from mifo.types import TokenStats
 
@@ -82,6 +83,15 @@ def test_entropy_weights_are_constants_to_the_gradient(case, sign, scope):
     factor = torch.tensor(factors, dtype=torch.float64)
     assert torch.allclose(loss.detach(), -stats.weight_T * factor * stats.logp_T.detach(), rtol=1e-12)
     # a weight that were differentiated would add a term of ∇H here
+    assert torch.allclose(gradient(loss, logits), slow_logp_gradient(logits, targets, -stats.weight_T * factor))
+
+
+def test_entropy_weights_multiply_any_loss_of_imitation(case):
+    """DFT under SRFT's weight: the factor times p times the gradient of −log p, both constants."""
+    logits, targets, stats = case
+    loss = EntropyWeighted(0.5, "minus", "token", DynamicFineTuning())(stats)
+    factor = 0.5 * torch.exp(-stats.entropy_T.detach()) * stats.logp_T.detach().exp()
+    assert torch.allclose(loss.detach(), -stats.weight_T * factor * stats.logp_T.detach(), rtol=1e-12)
     assert torch.allclose(gradient(loss, logits), slow_logp_gradient(logits, targets, -stats.weight_T * factor))
 
 

@@ -14,6 +14,7 @@ from mifo.core.mixing import EntropyWeighted, OffPolicy
 from mifo.core.reduce import sequence_scale, update_totals
 from mifo.methods import make_method
 from mifo.train.rows import counted_tokens, demonstrated, live_sequences
+from mifo.types import Taken
 
 RL = {"prompts_per_step": 2, "updates_per_step": 1, "rollouts_per_prompt": 4, "entropy_coefficient": 0.0}
 
@@ -272,6 +273,38 @@ def test_superrl_gates():
     assert learned == {"none": {"ce"}, "one": {"pg"}, "two": {"pg"}, "all": set()}
     learned, _ = gated("superrl", gate="advantage")
     assert learned == {"none": {"ce"}, "one": {"pg"}, "two": {"pg"}, "all": {"ce"}}
+
+
+def test_log_sigma_learns_both_of_every_question_and_moves_its_weights_by_the_losses():
+    """σ ← σ − η (1 − 2 e^{−2σ} L), by hand: a policy-gradient loss of 0 lets σ fall, an NLL above ½ lets it rise."""
+    both = method("superrl", gate="log_sigma", sigma_rate=0.1, rl={"entropy_coefficient": 0.01})
+    groups = [group(n, c, of=4) for n, c in SCORES.items()]
+    [update] = both.updates(both.next_phase(), groups)
+    assert {t.name: t.coefficient for t in update.terms} == {"pg": 1.0, "ent": 0.01, "ce": 1.0}
+    assert [s.problem_id for s in update.sequences if "ce" in s.weights] == list(SCORES)
+    assert (denominator(update, "pg"), denominator(update, "ce")) == (72, 12)
+    both.learned(both.next_phase(), [Taken(grad_norm=1.0, losses={"pg": 0.0, "ent": -3.0, "ce": 2.0})])
+    assert both.sigma == pytest.approx({"pg": -0.1, "ce": 0.3})
+    [update] = both.updates(both.next_phase(), groups)
+    factors = {"pg": math.exp(0.2), "ent": 0.01, "ce": math.exp(-0.6)}
+    assert {t.name: t.coefficient for t in update.terms} == pytest.approx(factors)
+    assert both.progress() == pytest.approx({"rl_weight": math.exp(0.2), "sft_weight": math.exp(-0.6)})
+    # What the engine measured has the factors in it; σ goes by the losses without them.
+    both.learned(both.next_phase(), [Taken(grad_norm=1.0, losses={"pg": 0.0, "ce": 2.0 * math.exp(-0.6)})])
+    assert both.sigma["ce"] == pytest.approx(0.3 - 0.1 * (1 - 4 * math.exp(-0.6)))
+    other = method("superrl", gate="log_sigma", sigma_rate=0.1)
+    other.load_state_dict(both.state_dict())
+    assert other.progress() == both.progress()
+
+
+def test_log_sigma_settles_where_its_objective_is_least_and_is_bounded():
+    """For a loss L that stays, e^{−2σ} L + σ is least at σ = ln(2 L)/2; for L = 0 only the bound holds σ."""
+    both = method("superrl", gate="log_sigma", sigma_rate=0.05, sigma_bound=0.7)
+    for _ in range(400):
+        weight = both.progress()["sft_weight"]
+        both.learned(both.next_phase(), [Taken(grad_norm=1.0, losses={"pg": 0.0, "ce": weight * 0.9})])
+    assert both.sigma["ce"] == pytest.approx(math.log(1.8) / 2, abs=1e-6)
+    assert both.sigma["pg"] == -0.7
 
 
 def test_superrl_asks_for_a_reward_not_for_correctness():

@@ -11,7 +11,7 @@ from mifo.methods.bread import Search
 from mifo.methods.prefix import longest_prefix, prefix_of_parts
 from mifo.methods.uft import Hints
 from mifo.train.rows import demonstrated, live_sequences
-from mifo.types import TopPrefixEntropy
+from mifo.types import Taken, TopPrefixEntropy
 
 
 def begun(made, *prefixes):
@@ -247,6 +247,11 @@ def test_bread_one_question_twice_in_a_step_takes_one_group():
 # --- SASR -----------------------------------------------------------------------------------------------------------
 
 
+def taken(*norms):
+    """What the engine says of steps with these gradient norms."""
+    return [Taken(grad_norm=norm, losses={}) for norm in norms]
+
+
 def sasr_steps(sasr, count, norm=lambda step: 2.0):
     """The kinds of so many steps; SFT updates have the norm that `norm` gives."""
     seen = ""
@@ -256,7 +261,7 @@ def sasr_steps(sasr, count, norm=lambda step: 2.0):
         rollouts = [group("a", 1, of=4)] if phase.name == "rl" else [group("a", 0, of=0)]
         step = sasr.step
         assert len(sasr.updates(phase, rollouts)) == 1
-        sasr.learned(phase, [norm(step)])
+        sasr.learned(phase, taken(norm(step)))
     return seen
 
 
@@ -280,9 +285,9 @@ def test_sasr_rl_steps_and_skipped_updates_leave_the_norm():
     assert sasr.progress() == {"sft_probability": 1.0}
     sasr_steps(sasr, 1)
     rl = replace(sasr.next_phase(), name="rl")
-    sasr.learned(rl, [99.0])
+    sasr.learned(rl, taken(99.0))
     assert sasr.progress() == {"sft_probability": 0.25, "warm_norm": 2.0, "last_norm": 2.0}
-    sasr.learned(replace(rl, name="sft"), [5.0, 4.0])  # of several updates the last
+    sasr.learned(replace(rl, name="sft"), taken(5.0, 4.0))  # of several updates the last
     assert sasr.progress() == {"sft_probability": 0.4, "warm_norm": 2.0, "last_norm": 4.0}
 
 
@@ -290,9 +295,9 @@ def test_sasr_learns_from_the_first_sft_update_where_the_warm_up_took_none():
     sasr = method("sasr", warmup_steps=1)
     sasr.updates(sasr.next_phase(), [group("a", 0, of=0)])
     assert sasr.next_phase().name == "sft"
-    sasr.learned(sasr.next_phase(), [3.0])
+    sasr.learned(sasr.next_phase(), taken(3.0))
     assert sasr.progress()["sft_probability"] == 0.5
-    sasr.learned(replace(sasr.next_phase(), name="sft"), [0.0])
+    sasr.learned(replace(sasr.next_phase(), name="sft"), taken(0.0))
     assert sasr.progress()["sft_probability"] == 0.0
 
 

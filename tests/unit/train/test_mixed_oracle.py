@@ -4,6 +4,7 @@ The oracle knows groups, rewards and demonstrations, not terms, weights or denom
 give its gradient alike.
 """
 
+import math
 import random
 
 import pytest
@@ -15,7 +16,7 @@ from mifo.config.schema import Config
 from mifo.methods import make_method
 from mifo.train.model import tiny_model
 from mifo.train.policy import Policy
-from mifo.types import Group, Message, Problem, Rollout, Sequence, Verdict
+from mifo.types import Group, Message, Problem, Rollout, Sequence, Taken, Verdict
 
 RL = {"prompts_per_step": 4, "updates_per_step": 1, "rollouts_per_prompt": 4, "entropy_coefficient": 0.0}
 
@@ -108,6 +109,38 @@ def srft(policy, groups):
     return demos / shown + rolls / sampled
 
 
+def top_entropy(logp, entropy, share):
+    """Which tokens of a response have the highest entropy: the ⌈share·n⌉ first of a sort."""
+    order = sorted(range(len(logp)), key=lambda t: -float(entropy[t].detach()))[: math.ceil(share * len(logp))]
+    kept = torch.zeros(len(logp), dtype=torch.float64)
+    kept[order] = 1.0
+    return kept
+
+
+def srft_by_dft(policy, groups):
+    """The demonstration's −ℓ is −sg(p)ℓ of the surest-not half of its tokens, divided by all of them; the rest is SRFT's."""
+    total, shown = srft(policy, groups), sum(len(g.demonstration_ids) for g in groups)
+    for g in groups:
+        logp, entropy = stats(policy, g, g.demonstration_ids)
+        weight = 0.5 * torch.exp(-entropy.mean().detach())
+        instead = top_entropy(logp, entropy, 0.5) * logp.detach().exp() * logp
+        total = total + weight * (logp.sum() - instead.sum()) / shown
+    return total
+
+
+def log_sigma(policy, groups):
+    """Every question in both, σ₁ = −0.1 and σ₂ = 0.3; imitated are the surest-not quarter of the tokens."""
+    pg, nll, sampled, shown = 0.0, 0.0, 0, 0
+    for g in groups:
+        for r, reward in zip(g.rollouts, g.rewards, strict=True):
+            pg = pg + on_policy(stats(policy, g, r.token_ids)[0], reward - mean(g.rewards)).sum()
+            sampled += len(r.token_ids)
+        logp, entropy = stats(policy, g, g.demonstration_ids)
+        nll = nll - (top_entropy(logp, entropy, 0.25) * logp).sum()
+        shown += len(logp)
+    return math.exp(0.2) * pg / sampled + math.exp(-0.6) * nll / shown
+
+
 def gated(policy, groups):
     """HPT at γ = 1/4, β = 0.3: means over everything that could have taken part."""
     pg, nll, sampled, shown = 0.0, 0.0, 0, 0
@@ -143,6 +176,23 @@ CASES = {
     "rl_with_sft": (rl_with_sft, {"rl": RL, "sft_coefficient": 0.5}, (0, 1, 2, 3), 3),
     "srft": (srft, {"prompts_per_step": 4, "updates_per_step": 1, "rollouts_per_prompt": 3}, (0, 1, 3, 2), 3),
     "hpt": (gated, {"rl": RL, "accuracy_threshold": 0.25, "sft_coefficient": 0.3}, (0, 1, 2, 4), 4),
+    "srft by dft": (
+        srft_by_dft,
+        {
+            "prompts_per_step": 4,
+            "updates_per_step": 1,
+            "rollouts_per_prompt": 3,
+            "sft": {"loss": "dft", "token_fraction": 0.5},
+        },
+        (0, 1, 3, 2),
+        3,
+    ),
+    "superrl by sigma": (
+        log_sigma,
+        {"rl": RL, "gate": "log_sigma", "sigma_rate": 0.1, "sft": {"token_fraction": 0.25}},
+        (0, 1, 2, 4),
+        4,
+    ),
     "chord": (
         chord,
         {"rl": RL, "sft": {"loss": "chord_phi"}, "demonstrations_per_step": 3, **CONSTANT_MU},
@@ -157,7 +207,9 @@ CASES = {
 def test_gradient_is_that_of_the_objective(policy, name, budget):
     oracle, settings, correct, rollouts = CASES[name]
     groups = make_groups(policy, correct, rollouts)
-    method = make_method(decode(Config, {"method": {"name": name, **settings}}))
+    method = make_method(decode(Config, {"method": {"name": name.split()[0], **settings}}))
+    if name == "superrl by sigma":  # to −0.1 and 0.3
+        method.learned(method.next_phase(), [Taken(grad_norm=1.0, losses={"pg": 0.0, "ce": 2.0})])
     [update] = method.updates(method.next_phase(), groups)
     found, _ = gradient(policy, update, budget=budget)
     expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(oracle(policy, groups), policy.parameters)])
