@@ -113,9 +113,8 @@ class ArenaRun:
             self._tell(by_name[outcome.name], outcome)
             left = len(waiting) - spent[0]
             if left:
-                self.say(
-                    f"  {left} runs of this stage left, about {clock((time.monotonic() - started) / spent[0] * left)}"
-                )
+                word, each = "run" if left == 1 else "runs", (time.monotonic() - started) / spent[0]
+                self.say(f"  {left} {word} of this stage left, about {clock(each * left)}")
 
         run_jobs(
             [self._job(run) for run in waiting],

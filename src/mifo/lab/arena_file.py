@@ -186,7 +186,8 @@ def read_arena(path: Path) -> Arena:
 
 def _table(path: Path, place: str, value: object) -> dict[str, Any]:
     """Settings as tables of a recipe, without those that the arena itself decides."""
-    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+    tables = isinstance(value, dict) and all(isinstance(table, dict) or key == "stages" for key, table in value.items())
+    if not isinstance(value, dict) or not tables:
         raise ConfigError(f"{path}: {place} holds tables of settings, such as [{place}.rollout]; it is {value!r}.")
     for table, key, instead in OF_THE_ARENA:
         if key in value.get(table, {}) or (key == "*" and table in value):

@@ -66,7 +66,7 @@ def _labelled(runs: Sequence[RunResult]) -> list[RunResult]:
     configs = [_without_seed(run.config) for run in runs]
     by_tag: dict[str, list[dict[str, Any]]] = {}
     for run, config in zip(runs, configs, strict=True):
-        known = by_tag.setdefault(run.config.method.name, [])
+        known = by_tag.setdefault(run.config.method_name, [])
         if config not in known:
             known.append(config)
     labelled = []
@@ -75,7 +75,7 @@ def _labelled(runs: Sequence[RunResult]) -> list[RunResult]:
         name = (
             run.name.removesuffix(suffix)
             if run.name.endswith(suffix)
-            else _label(config, by_tag[run.config.method.name])
+            else _label(run.config.method_name, config, by_tag[run.config.method_name])
         )
         labelled.append(replace(run, entry=name))
     _check_same(labelled)
@@ -86,11 +86,11 @@ def _without_seed(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat(encode(config)).items() if not key.startswith(BESIDE_THE_METHOD)}
 
 
-def _label(config: dict[str, Any], variants: Sequence[dict[str, Any]]) -> str:
-    """The method's tag, with the settings in which variants of it differ."""
+def _label(name: str, config: dict[str, Any], variants: Sequence[dict[str, Any]]) -> str:
+    """The method's name, with the settings in which variants of it differ."""
     keys = sorted({key for other in variants for key in other if other.get(key) != config.get(key)})
     settings = ", ".join(f"{key.removeprefix('method.')}={config.get(key)}" for key in keys)
-    return f"{config['method.name']} ({settings})" if settings else str(config["method.name"])
+    return f"{name} ({settings})" if settings else name
 
 
 def _check_same(runs: Sequence[RunResult]) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mifo.config.check import check_config
-from mifo.config.decode import decode, encode
-from mifo.config.load import merge
-from mifo.config.schema import Config, TrainConfig
+from mifo.config.decode import decode, encode, numbered
+from mifo.config.schema import Config, StageConfig
+from mifo.config.stages import merge, with_stages
 from mifo.errors import ConfigError
 from mifo.lab.arena_file import Arena, BudgetConfig, Contestant
 from mifo.methods import make_method
@@ -23,6 +23,7 @@ from mifo.train.folder import MAY_CHANGE_ON_RESUME
 FAIR_TABLES = ("model", "data", "reward", "rollout", "legacy", "evaluation")
 OUT_OF_REACH = 1000  # times the recipe's steps: where FLOPs, tokens or minutes end a run, its steps must not
 Stage = Literal["tuning", "final"]
+Rated = TypeVar("Rated", Config, StageConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,9 @@ class Entry:
     """A method of the arena with the configuration that its final runs share, but for seed and learning rates."""
 
     name: str
+    recipe: Config
+    """As it is without the arena's budget."""
     config: Config
-    recipe_steps: int
     optimizers: tuple[str, ...]
     note: str = ""
 
@@ -48,8 +50,14 @@ class PlannedRun:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Learning rates of the RL and the SFT optimizer."""
-        return self.config.rl_optimizer.learning_rate, self.config.sft_optimizer.learning_rate
+        """Learning rates of the RL and the SFT optimizer; of a list of stages those of the last."""
+        return rates_of(self.config)
+
+
+def rates_of(config: Config) -> tuple[float, float]:
+    """Learning rates of the RL and the SFT optimizer; of a list of stages those of the last."""
+    last = config.by_stage[-1]
+    return last.rl_optimizer.learning_rate, last.sft_optimizer.learning_rate
 
 
 def make_entries(arena: Arena, folder: str) -> list[Entry]:
@@ -69,27 +77,22 @@ def make_entries(arena: Arena, folder: str) -> list[Entry]:
 
 def _entry(arena: Arena, contestant: Contestant, folder: str) -> Entry:
     tables = merge(merge(contestant.tables, arena.shared), contestant.settings)
-    config = _decoded(tables, contestant.name)
-    if config.stages:
-        raise ConfigError(
-            f"methods.{contestant.name}: its recipe is a list of {len(config.stages)} stages, each with steps and rates of its "
-            "own, so neither a common budget nor a grid of rates applies. Use methods of one stage, such as multi_stage."
-        )
-    settings, data, steps = arena.settings, config.data, config.train.steps
-    config = replace(
-        config,
-        data=replace(data, evaluation=settings.test.in_distribution),
-        train=with_budget(config.train, settings.budget),
-        run=replace(config.run, folder=folder, name=None, export=True, keep_checkpoints=1, keep_every=None),
+    recipe, settings = _decoded(tables, contestant.name), arena.settings
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, evaluation=settings.test.in_distribution),
+        run=replace(recipe.run, folder=folder, name=None, export=True, keep_checkpoints=1, keep_every=None),
     )
+    config = _budgeted(recipe, contestant.name, settings.budget)
     _checked(config, contestant.name)
-    optimizers = tuple(name for name in make_method(config).optimizers if name in ("rl", "sft"))
-    return Entry(name=contestant.name, config=config, recipe_steps=steps, optimizers=optimizers, note=contestant.note)
+    used = {name for stage in config.by_stage for name in make_method(stage).optimizers}
+    optimizers = tuple(name for name in ("rl", "sft") if name in used)
+    return Entry(name=contestant.name, recipe=recipe, config=config, optimizers=optimizers, note=contestant.note)
 
 
 def _decoded(tables: Mapping[str, Any], name: str) -> Config:
     try:
-        return decode(Config, tables)
+        return decode(Config, with_stages(tables))
     except ConfigError as error:
         raise ConfigError(f"methods.{name}: {error}") from error
 
@@ -101,18 +104,46 @@ def _checked(config: Config, name: str) -> None:
         raise ConfigError(f"methods.{name}: {error}") from error
 
 
-def with_budget(train: TrainConfig, budget: BudgetConfig, share: float = 1.0) -> TrainConfig:
-    """The [train] table of a run that may spend `share` of a budget; `train` is a recipe's."""
-    train = replace(train, minutes=None, max_flops=None, max_tokens=None)
+def _budgeted(config: Config, name: str, budget: BudgetConfig, share: float = 1.0) -> Config:
+    try:
+        return with_budget(config, budget, share)
+    except ConfigError as error:
+        raise ConfigError(f"methods.{name}: {error}") from error
+
+
+def with_budget(config: Config, budget: BudgetConfig, share: float = 1.0) -> Config:
+    """The configuration of a run that may spend `share` of a budget, from a recipe's.
+
+    In a list of stages all but the last keep their steps, and the last has what they leave.
+
+    Raises:
+        ConfigError: a budget in steps leaves the last stage none.
+    """
+    train = replace(config.train, minutes=None, max_flops=None, max_tokens=None)
     if budget.steps is not None:
-        return replace(train, steps=max(1, round(share * budget.steps)))
-    train = replace(train, steps=OUT_OF_REACH * train.steps)
+        return _with_steps(replace(config, train=train), max(1, round(share * budget.steps)))
     if budget.flops is not None:
-        return replace(train, max_flops=share * budget.flops)
-    if budget.tokens is not None:
-        return replace(train, max_tokens=max(1, math.ceil(share * budget.tokens)))
-    assert budget.minutes is not None
-    return replace(train, minutes=share * budget.minutes)
+        train = replace(train, max_flops=share * budget.flops)
+    elif budget.tokens is not None:
+        train = replace(train, max_tokens=max(1, math.ceil(share * budget.tokens)))
+    else:
+        assert budget.minutes is not None
+        train = replace(train, minutes=share * budget.minutes)
+    last = config.by_stage[-1].train.steps
+    return _with_steps(replace(config, train=train), config.steps + (OUT_OF_REACH - 1) * last)
+
+
+def _with_steps(config: Config, steps: int) -> Config:
+    """So many steps in all; of a list of stages the last has those that the others leave."""
+    if not config.stages:
+        return replace(config, train=replace(config.train, steps=steps))
+    before = config.steps - config.by_stage[-1].train.steps
+    if steps <= before:
+        raise ConfigError(
+            f"the budget of {steps} steps leaves nothing for the last of its stages: those before it take {before}. Give them "
+            "fewer steps (settings.stages), or raise the budget."
+        )
+    return replace(config, stages=(*config.stages[:-1], replace(config.stages[-1], steps=steps - before)))
 
 
 def final_run(entry: Entry, seed: int, factors: tuple[float, float] = (1.0, 1.0)) -> PlannedRun:
@@ -123,14 +154,14 @@ def final_run(entry: Entry, seed: int, factors: tuple[float, float] = (1.0, 1.0)
 
 def tuning_runs(arena: Arena, entry: Entry) -> list[tuple[tuple[float, float], PlannedRun]]:
     """The runs of an entry's grid with their factors of the RL and the SFT rate; measured on validation problems alone."""
-    tuning, config = arena.settings.tuning, entry.config
+    tuning = arena.settings.tuning
+    config = _budgeted(entry.recipe, entry.name, arena.settings.budget, tuning.budget_share)
     data = replace(config.data, evaluation=tuning.validation)
     if tuning.validation_problems is not None:
         data = replace(data, evaluation_problems=tuning.validation_problems)
     config = replace(
         config,
         data=data,
-        train=with_budget(replace(config.train, steps=entry.recipe_steps), arena.settings.budget, tuning.budget_share),
         evaluation=replace(
             config.evaluation, every_steps=None, every_flops=None, around_sft=False, meter_problems=None
         ),
@@ -153,9 +184,8 @@ def grid(arena: Arena, entry: Entry) -> list[tuple[float, float]]:
 
 def _run(entry: Entry, stage: Stage, name: str, seed: int, factors: tuple[float, float], config: Config) -> PlannedRun:
     config = replace(
-        config,
-        rl_optimizer=replace(config.rl_optimizer, learning_rate=config.rl_optimizer.learning_rate * factors[0]),
-        sft_optimizer=replace(config.sft_optimizer, learning_rate=config.sft_optimizer.learning_rate * factors[1]),
+        _with_rates(config, factors),
+        stages=tuple(s if s.rejuvenate is not None else _with_rates(s, factors) for s in config.stages),
         train=replace(config.train, seed=seed),
         run=replace(config.run, name=name),
     )
@@ -163,16 +193,28 @@ def _run(entry: Entry, stage: Stage, name: str, seed: int, factors: tuple[float,
     return PlannedRun(name=name, entry=entry.name, stage=stage, seed=seed, config=config)
 
 
+def _with_rates(settings: Rated, factors: tuple[float, float]) -> Rated:
+    rl, sft = settings.rl_optimizer, settings.sft_optimizer
+    return replace(
+        settings,
+        rl_optimizer=replace(rl, learning_rate=rl.learning_rate * factors[0]),
+        sft_optimizer=replace(sft, learning_rate=sft.learning_rate * factors[1]),
+    )
+
+
 # --- fairness ----------------------------------------------------------------------------------------------------------
 
 
 def flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Nested tables as {"table.setting": value}."""
+    """Nested tables as {"table.setting": value}, those of a list as {"tables[1].setting": value}."""
     found: dict[str, Any] = {}
     for key, value in plain.items():
         place = f"{where}.{key}" if where else key
         if isinstance(value, Mapping):
             found |= flat(value, place)
+        elif isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+            for index, part in enumerate(value):
+                found |= flat(part, numbered(place, index))
         else:
             found[place] = value
     return found

@@ -45,6 +45,11 @@ def quick_arena(
         ConfigError: a name is neither, or does not go with the recipe.
     """
     base = read_recipe(recipe)
+    if base.tables.get("stages"):
+        raise ConfigError(
+            f"--recipe {recipe} is a list of stages, whose methods other methods could be given nothing of. Name the recipe of "
+            f"one method that it extends, and {base.name} among the --methods."
+        )
     config = decode(Config, base.tables)
     if not methods:
         raise ConfigError("--methods names none. Name some, such as --methods mifo,relift,sft.")

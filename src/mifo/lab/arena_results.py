@@ -12,6 +12,7 @@ from mifo.config.decode import decode
 from mifo.config.schema import Config
 from mifo.errors import CheckpointError
 from mifo.lab.arena_file import BudgetKind
+from mifo.lab.arena_plan import rates_of
 from mifo.train.checkpoint import read_json
 
 SUMMARY, MEASURED, EVALUATIONS, EVENTS = "summary.json", "measured.json", "evaluations.jsonl", "events.jsonl"
@@ -116,9 +117,9 @@ def _result(
     verdicts, movement = by_label[AFTER], measured.get("movement", {})
     return RunResult(
         name=folder.name,
-        entry=entry or config.method.name,
+        entry=entry or config.method_name,
         seed=config.train.seed,
-        rates=(config.rl_optimizer.learning_rate, config.sft_optimizer.learning_rate),
+        rates=rates_of(config),
         config=config,
         accuracy=sum(verdicts.values()) / len(verdicts),
         by_problem=verdicts,

@@ -91,7 +91,7 @@ def test_the_grid_never_sees_the_test_problems(embedded):
 )
 def test_budgets(budget, expected):
     _, config = load_config("tiny", ["--train.minutes", "7"])
-    train = with_budget(config.train, BudgetConfig(**budget), 0.5)
+    train = with_budget(config, BudgetConfig(**budget), 0.5).train
     bounds = {"max_flops": None, "max_tokens": None, "minutes": None} | expected
     assert {name: getattr(train, name) for name in bounds} == bounds
 
@@ -157,11 +157,84 @@ def test_a_configuration_survives_its_file(name, tmp_path):
     assert recipe.description == 'a "quoted" text\nof two lines, and \x7f'
 
 
-def test_a_recipe_of_stages_is_refused(tmp_path):
+STAGED = """
+[budget]
+flops = 1e12
+[tuning]
+budget_share = 0.5
+two_rates = [[1, 1], [2, 3]]
+one_rate = [1, 2]
+[methods.mifo]
+recipe = "smollm2-arithmetic"
+[methods.after]
+recipe = "mifo-after-sft-smollm2"
+[methods.rejuvenated]
+recipe = "rejuvenate-smollm2"
+"""
+
+
+def test_a_list_of_stages_has_the_budget_in_all_and_every_stage_its_share_of_the_grid(tmp_path):
+    """Stages before the last keep their steps, the last has what the budget leaves; a factor is of every stage's rate."""
     path = tmp_path / "staged.toml"
-    path.write_text('[budget]\nsteps = 8\n[methods.two]\nrecipe = "mifo-after-sft-smollm2"\n')
-    with pytest.raises(ConfigError, match=r"methods\.two: its recipe is a list of 2 stages"):
+    path.write_text(STAGED)
+    arena = read_arena(path)
+    _, after, rejuvenated = make_entries(arena, "runs")
+    assert after.optimizers == rejuvenated.optimizers == ("rl", "sft")
+    sft, mifo = final_run(after, 3, (2.0, 3.0)).config.by_stage
+    assert (sft.train.steps, mifo.train.steps) == (24, 40_000)
+    assert sft.train.max_flops == mifo.train.max_flops == 1e12
+    recipe = load_config("mifo-after-sft-smollm2")[1].by_stage
+    for own, before in zip((sft, mifo), recipe, strict=True):
+        assert own.rl_optimizer.learning_rate == pytest.approx(2 * before.rl_optimizer.learning_rate)
+        assert own.sft_optimizer.learning_rate == pytest.approx(3 * before.sft_optimizer.learning_rate)
+    assert sft.train.seed == 3
+    points = tuning_runs(arena, after)
+    assert [run.config.train.max_flops for _, run in points] == [5e11, 5e11]
+    assert [run.config.by_stage[0].train.steps for _, run in points] == [24, 24]
+    assert points[1][1].rates == pytest.approx(tuple(f * r for f, r in zip((2, 3), points[0][1].rates, strict=True)))
+    before = load_config("rejuvenate-smollm2")[1]
+    assert rejuvenated.config.rejuvenation_before == before.rejuvenation_before
+    path.write_text(config_toml(points[1][1].config, "as it is run"))
+    assert load_config(str(path))[1] == points[1][1].config
+
+
+def test_stages_may_stand_in_the_arena(tmp_path):
+    path = tmp_path / "staged.toml"
+    stages = '[[methods.two.settings.stages]]\nsteps = 2\nmethod = { name = "sft" }\n[[methods.two.settings.stages]]\n'
+    path.write_text('[budget]\nsteps = 8\n[methods.two]\nrecipe = "tiny"\n' + stages)
+    (entry,) = make_entries(read_arena(path), "runs")
+    recipe = load_config("tiny")[1]
+    assert [(s.method.name, s.train.steps) for s in entry.config.by_stage] == [("sft", 2), ("mifo", 6)]
+    assert entry.config.by_stage[1].method == recipe.method
+    path.write_text('[budget]\nsteps = 8\n[methods.two]\nrecipe = "tiny"\nsettings = { stages = 3 }\n')
+    with pytest.raises(ConfigError, match=r"methods\.two: stages must be a list of tables"):
         make_entries(read_arena(path), "runs")
+
+
+def test_the_arena_after_sft_gives_every_method_the_same_sft():
+    entries = make_entries(read_arena(EXAMPLE.with_name("after-sft.toml")), "runs")
+    assert len({repr(entry.config.by_stage[0]) for entry in entries}) == 1
+    assert len({repr(entry.config.by_stage[1].method) for entry in entries}) == len(entries) == 9
+
+
+def test_a_budget_in_steps_leaves_the_last_stage_some(tmp_path):
+    path = tmp_path / "staged.toml"
+    text = STAGED.replace("flops = 1e12", "steps = 60").replace("budget_share = 0.5", "budget_share = 1.0")
+    path.write_text(text)
+    _, after, _ = make_entries(read_arena(path), "runs")
+    assert [stage.train.steps for stage in after.config.by_stage] == [24, 36]
+    path.write_text(text.replace("steps = 60", "steps = 24"))
+    with pytest.raises(
+        ConfigError, match=r"methods\.after: the budget of 24 steps leaves nothing for the last of its stages"
+    ):
+        make_entries(read_arena(path), "runs")
+
+
+def test_a_list_of_stages_gives_other_methods_nothing():
+    with pytest.raises(ConfigError, match="mifo-after-sft-smollm2 is a list of stages"):
+        quick(["mifo"], recipe="mifo-after-sft-smollm2")
+    (entry,) = make_entries(quick(["mifo-after-sft-smollm2"], recipe="smollm2-arithmetic"), "runs")
+    assert [stage.method.name for stage in entry.config.by_stage] == ["sft", "mifo"]
 
 
 def test_methods_of_a_recipe_without_recipes_of_their_own():
