@@ -61,14 +61,26 @@ class Problem:
     grader: GraderName = "math"
 
 
+class EndsText(Protocol):
+    """Says of the sampled tokens of a response whether it ends with the last; only one of `last_ids` can end it."""
+
+    last_ids: TokenIds
+
+    def __call__(self, token_ids: SequenceOf[int]) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How responses are drawn. Temperature 0 is greedy. `logprobs` of a rollout are under this distribution."""
+    """How responses are drawn. Temperature 0 is greedy. `logprobs` of a rollout are under this distribution.
+
+    A response ends with the first of `stop_ids`, or where `ends_text` says so.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 256
     stop_ids: TokenIds = ()
+    ends_text: EndsText | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from mifo.config.check_legacy import check_legacy
 from mifo.config.check_mixed import check_mixed, imitation_batch, updates_of_imitation
@@ -32,6 +33,7 @@ from mifo.config.scored import CriticSettings
 from mifo.errors import ConfigError
 
 MOST_THREADS = 1024
+LONGEST_STOP_TEXT = 64
 
 UNIMITATED = (
     MifoMethod, GrpoMethod, LuffyMethod, PrefixRftMethod, BreadMethod, PpoMethod, PrimeMethod,
@@ -62,6 +64,7 @@ def _check(config: Config) -> None:
     _check_model(config)
     _check_data(config)
     _check_evaluation(config)
+    _check_stop_texts(config.rollout.stop_texts)
     for name in ("rl_optimizer", "sft_optimizer", "critic_optimizer", "prm_optimizer"):
         _check_optimizer(name, getattr(config, name))
     _check_reward(config)
@@ -82,6 +85,15 @@ def _check(config: Config) -> None:
     check_prefix(config)
     check_legacy(config)
     check_scored(config)
+
+
+def _check_stop_texts(texts: Sequence[str]) -> None:
+    for text in texts:
+        if not text or len(text) > LONGEST_STOP_TEXT:
+            raise ConfigError(
+                f"rollout.stop_texts holds {text[:LONGEST_STOP_TEXT]!r} of {len(text)} characters: give texts of 1 to "
+                f"{LONGEST_STOP_TEXT}, such as '</answer>'."
+            )
 
 
 def _check_reward(config: Config) -> None:

@@ -120,6 +120,8 @@ class RolloutConfig:
     """Nucleus mass; 1 samples the whole distribution."""
     max_response_tokens: Count = 8192
     """Longest response."""
+    stop_texts: tuple[str, ...] = ()
+    """Texts that end a response, in evaluation too, as the model's end token does; the response keeps them."""
     batch_rows: Count | None = None
     """Most sequences decoded at once; none: all of a step."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
+from mifo.data.stops import StopTexts
 from mifo.errors import ConfigError, DataError, ModelError
 from mifo.types import Message, Problem, TokenIds
 
@@ -65,6 +66,8 @@ class Chat:
     system_prompt: str | None = None
     generation_eos: int | Sequence[int] | None = None
     append_end: bool = True  # a demonstration ends with the tokenizer's eos; false is legacy (PSFT)
+    stop_texts: Sequence[str] = ()  # texts that end a response too
+    ends_text: StopTexts | None = field(init=False)
     stop_ids: TokenIds = field(init=False)  # sorted: the tokenizer's eos, generation_eos, the template's end of turn
     opens_thought: bool = field(init=False)  # the rendered prompt ends in "<think>\n"
 
@@ -88,6 +91,7 @@ class Chat:
         probe = Problem(id="probe", messages=(Message("user", "1"),), answer="1")
         object.__setattr__(self, "opens_thought", self.render(probe).endswith(THINK))
         object.__setattr__(self, "stop_ids", self._find_stop_ids())
+        object.__setattr__(self, "ends_text", StopTexts(self.tokenizer, self.stop_texts) if self.stop_texts else None)
 
     def render(self, problem: Problem) -> str:
         """The prompt as text, up to where the response starts.

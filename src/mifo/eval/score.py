@@ -125,6 +125,7 @@ def evaluation_sampling(config: Config, chat: Chat) -> Sampling:
         top_p=config.evaluation.top_p,
         max_tokens=config.evaluation_tokens,
         stop_ids=chat.stop_ids,
+        ends_text=chat.ends_text,
     )
 
 

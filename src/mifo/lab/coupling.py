@@ -233,7 +233,13 @@ def _one(
 
 
 def _sampling(chat: Chat, settings: CouplingSettings, temperature: float, top_p: float) -> Sampling:
-    return Sampling(temperature=temperature, top_p=top_p, max_tokens=settings.max_tokens, stop_ids=chat.stop_ids)
+    return Sampling(
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=settings.max_tokens,
+        stop_ids=chat.stop_ids,
+        ends_text=chat.ends_text,
+    )
 
 
 def _sequence(prompt: TokenIds, response: TokenIds) -> TokenSequence:

@@ -15,7 +15,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from mifo.rollout.modes import evaluating
 from mifo.rollout.request import Limits, Span, check_request, plan_batches
@@ -78,6 +84,7 @@ class GenerateEngine:
                 pad_token_id=0,
             ),
             logits_processor=LogitsProcessorList([drawer]),
+            stopping_criteria=None if sampling.ends_text is None else StoppingCriteriaList([_Ended(drawer)]),
         )
         return drawer.rollouts(self.version, spans)
 
@@ -94,8 +101,16 @@ class _Drawer(LogitsProcessor):
 
     def __init__(self, sampling: Sampling, uniforms: Uniforms, uniform_rows: Tensor) -> None:
         self._sampling, self._uniforms, self._uniform_rows = sampling, uniforms, uniform_rows
+        self._stop_ids = frozenset(sampling.stop_ids)
+        self._last_ids = frozenset(() if sampling.ends_text is None else sampling.ends_text.last_ids)
         self._tokens: list[Tensor] = []
         self._logps: list[Tensor] = []
+        self._lengths: list[int | None] = [None] * len(uniform_rows)  # of the responses that have ended
+
+    @property
+    def ended(self) -> list[bool]:
+        """Which responses have ended, at a token or with a text."""
+        return [length is not None for length in self._lengths]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         greedy = self._sampling.temperature == 0
@@ -103,15 +118,35 @@ class _Drawer(LogitsProcessor):
         token_B, logp_B = sample(scores, self._sampling, uniform_B)
         self._tokens.append(token_B)
         self._logps.append(logp_B)
+        self._note_ended(token_B.tolist())
         return torch.full_like(scores, float("-inf")).scatter_(1, token_B[:, None], 0.0)
+
+    def _note_ended(self, drawn: Sequence[int]) -> None:
+        ends_text = self._sampling.ends_text
+        for row, token in enumerate(drawn):
+            if self._lengths[row] is not None:
+                continue
+            by_text = ends_text is not None and token in self._last_ids and ends_text(self._own(row))
+            if token in self._stop_ids or by_text:
+                self._lengths[row] = len(self._tokens)
+
+    def _own(self, row: int) -> list[int]:
+        return [int(token_B[row]) for token_B in self._tokens]
 
     def rollouts(self, version: int, spans: Sequence[Span]) -> list[Rollout]:
         tokens, logps = torch.stack(self._tokens, 1), torch.stack(self._logps, 1)
-        stop_BT = torch.isin(tokens, torch.tensor(self._sampling.stop_ids, dtype=tokens.dtype, device=tokens.device))
-        stops = stop_BT.tolist()
-        stopped = [any(stop_T) for stop_T in stops]
-        counts = [stop_T.index(True) + 1 if any(stop_T) else len(stop_T) for stop_T in stops]
-        return make_rollouts(tokens, logps, counts, stopped, version, spans)
+        counts = [tokens.shape[1] if length is None else length for length in self._lengths]
+        return make_rollouts(tokens, logps, counts, self.ended, version, spans)
+
+
+class _Ended(StoppingCriteria):
+    """Tells `generate` which responses have ended: of texts it would know nothing."""
+
+    def __init__(self, drawer: _Drawer) -> None:
+        self._drawer = drawer
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **others: object) -> Tensor:
+        return torch.tensor(self._drawer.ended, device=input_ids.device)
 
 
 @contextmanager

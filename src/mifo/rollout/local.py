@@ -191,6 +191,9 @@ class _Decode:
         self._count = torch.full((rows,), steps, device=device)  # tokens of each response
         self._stopped = torch.zeros(rows, dtype=torch.bool, device=device)
         self._stop_ids = torch.tensor(sampling.stop_ids, dtype=torch.int64, device=device)
+        self._ends_text = sampling.ends_text
+        last = () if self._ends_text is None else self._ends_text.last_ids
+        self._last_ids = torch.tensor(last, dtype=torch.int64, device=device)
         self._rows_B = torch.arange(rows, device=device)
 
     def run(self) -> list[tuple[int, list[Rollout]]]:
@@ -213,7 +216,7 @@ class _Decode:
     @property
     def stop_possible(self) -> bool:
         """Whether a response can end before its maximum length."""
-        return len(self._stop_ids) > 0
+        return len(self._stop_ids) > 0 or self._ends_text is not None
 
     def _draw(self, logits_BV: Tensor, t: int) -> Tensor:
         rows_B = self._rows_B
@@ -223,10 +226,21 @@ class _Decode:
         self._tokens[rows_B, t] = token_B
         self._logps[rows_B, t] = logp_B
         if self.stop_possible:
-            ended = rows_B[torch.isin(token_B, self._stop_ids) & ~self._stopped[rows_B]]
+            ended_B = torch.isin(token_B, self._stop_ids)
+            if self._ends_text is not None:
+                ended_B |= self._text_ended(token_B, t)
+            ended = rows_B[ended_B & ~self._stopped[rows_B]]
             self._count[ended] = t + 1
             self._stopped[ended] = True
         return token_B
+
+    def _text_ended(self, token_B: Tensor, t: int) -> Tensor:
+        """Which responses a text ends at this step, bool [B]."""
+        assert self._ends_text is not None
+        ended_B = torch.isin(token_B, self._last_ids) & ~self._stopped[self._rows_B]
+        for place in ended_B.nonzero()[:, 0].tolist():
+            ended_B[place] = self._ends_text(self._tokens[self._rows_B[place], : t + 1].tolist())
+        return ended_B
 
     def _shrink(self, cache: Cache, token_B: Tensor) -> Tensor:
         """Let finished rows leave: live rows from the end of the batch move into their places."""

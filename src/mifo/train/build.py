@@ -71,8 +71,15 @@ def make_grader(config: Config) -> Grader:
 
 def make_chat(config: Config, tokenizer: PreTrainedTokenizerBase) -> Chat:
     """Templates and stop ids of a run; the model's own generation configuration may name further end tokens."""
-    eos = generation_eos(config.model)
-    return Chat(tokenizer, config.data.template, config.data.system_prompt, eos, append_end=config.legacy.append_end)
+    data = config.data
+    return Chat(
+        tokenizer,
+        data.template,
+        data.system_prompt,
+        generation_eos(config.model),
+        append_end=config.legacy.append_end,
+        stop_texts=config.rollout.stop_texts,
+    )
 
 
 def verifier(grader: Grader) -> Verify:

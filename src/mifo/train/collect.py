@@ -127,6 +127,7 @@ def _sampling(parts: Parts) -> Sampling:
         top_p=rollout.top_p,
         max_tokens=rollout.max_response_tokens,
         stop_ids=parts.chat.stop_ids,
+        ends_text=parts.chat.ends_text,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,6 +44,46 @@ def test_both_engines_give_the_same_rollouts(make_model, ragged_prompts, kind, t
     for a, b in zip(sum(one, ()), sum(two, ()), strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
         assert a.stop == b.stop
+
+
+class AfterPair:
+    """Ends a response with a token of `last_ids` that comes right after an even one."""
+
+    last_ids = tuple(range(50, 97))
+
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, token_ids):
+        self.asked += 1
+        assert token_ids[-1] in self.last_ids
+        return len(token_ids) > 1 and token_ids[-2] % 2 == 0
+
+    def end(self, token_ids):
+        for count in range(1, len(token_ids) + 1):
+            if token_ids[count - 1] in self.last_ids and self(token_ids[:count]):
+                return count
+        return None
+
+
+@pytest.mark.parametrize("stop_ids", [(), (3, 17)])
+@pytest.mark.parametrize("rows", [None, 5])
+def test_a_text_ends_a_response_in_both_engines(make_model, ragged_prompts, stop_ids, rows):
+    """What is drawn is what is drawn without it, cut where the rule says: the oracle."""
+    model, rule = make_model(), AfterPair()
+    sampling = Sampling(max_tokens=24, stop_ids=stop_ids)
+    plain = sum(engine_of(model, "local").generate(ragged_prompts, 4, sampling, seed=2), ())
+    ended = 0
+    for kind in ("local", "generate"):
+        engine = engine_of(model, kind, max_batch_rows=rows)
+        cut = sum(engine.generate(ragged_prompts, 4, replace(sampling, ends_text=rule), seed=2), ())
+        for whole, own in zip(plain, cut, strict=True):
+            end = rule.end(whole.token_ids)
+            assert own.token_ids == whole.token_ids[:end]
+            assert own.logprobs == pytest.approx(whole.logprobs[:end], abs=1e-4)
+            assert own.stop == ("stop" if end is not None else whole.stop)
+            ended += end is not None
+    assert ended > 10
 
 
 def test_auto_takes_local_where_it_can_and_says_so(make_model, caplog):
