@@ -337,12 +337,20 @@ def _coupling_table(found: Coupling) -> Table:
 
 
 def _bounds_table(found: Coupling) -> Table:
-    table = Table("statement", "model", "predicted", "measured", "verdict", title="Statements of the theorems")
+    columns = ("statement", "model", "predicted", "measured", "measured − predicted", "verdict")
+    table = Table(*columns, title="Statements of the theorems")
     for bound in found.bounds:
-        table.add_row(bound.statement, bound.label, f"{bound.predicted:.4g}", f"{bound.measured:.4g}", bound.verdict)
+        figures = (f"{bound.predicted:.4g}", f"{bound.measured:.4g}", str(bound.difference))
+        table.add_row(bound.statement, bound.label, *figures, bound.verdict)
     return table
 
 
 def _notes(found: Coupling) -> list[str]:
-    """What to hold against the statements, each once."""
-    return list(dict.fromkeys(f"{b.statement.split(':')[0]}: {b.caveat}" for b in found.bounds if b.caveat))
+    """What to hold against the statements, each once, and how C_1 was come by."""
+    c1, of = found.c1, []
+    if found.settings.order == "sft-rl":
+        of.append(
+            f"C_1 = {c1.value}, with the right label's measured probability in Z; by the samples alone it would be "
+            f"{c1.by_samples:.3g}, for {c1.without_right_sample} of {found.examples} texts had no right one."
+        )
+    return of + list(dict.fromkeys(f"{b.statement.split(':')[0]}: {b.caveat}" for b in found.bounds if b.caveat))

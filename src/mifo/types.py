@@ -207,26 +207,34 @@ class TopEntropy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopPrefixEntropy:
-    """Of the prefix tokens of a whole update, give weight 0 to all but the ⌈fraction·count⌉ of highest entropy (METHODS 6.4).
+class PublishedBatches:
+    """Legacy: the micro-batches of a published code, cut here and not by memory.
 
-    What follows a prefix keeps its weight, and every token still counts in the denominator.
+    The sequences of an update are shared among `gpus`, in order, and each fills micro-batches of at most `tokens` prompt and
+    response tokens.
     """
 
-    fraction: float
+    gpus: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedSum:
-    """Legacy: a published code's sum over micro-batches, in place of the normaliser (`core.reduce.published_scales`).
+class TopPrefixEntropy:
+    """Of the prefix tokens of a whole update, give weight 0 to all but the ⌈fraction·count⌉ of highest entropy (METHODS 6.4).
 
-    The micro-batches are the code's, cut here and not by memory: the sequences of the update are shared among `gpus`, in order,
-    and each fills micro-batches of at most `tokens` prompt and response tokens.
+    What follows a prefix keeps its weight, and every token still counts in the denominator. `within` ranks in each micro-batch
+    of a published code by itself.
     """
 
+    fraction: float
+    within: PublishedBatches | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedSum(PublishedBatches):
+    """Legacy: a published code's sum over micro-batches, in place of the normaliser (`core.reduce.published_scales`)."""
+
     kind: Literal["constant", "sum", "sequences"]
-    gpus: int
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ OF_CODE = {
     "hpt": SUMS | {"skip_above_norm"},
     "chord": SUMS,
     "psft": {"append_end"},
+    "prefix_rft": {"prefix_ranking", "gpus", "micro_batch_tokens"},
 }
 REDUCER = {"chord": "by_sequences"}  # of the others: per_gpu
 
@@ -70,6 +71,13 @@ def _described(config: Config) -> str:
 
 def _check_sums(config: Config, legacy: LegacyConfig) -> None:
     simulated = (legacy.gpus, legacy.micro_batch_tokens)
+    if legacy.prefix_ranking == "micro_batch":
+        if None in simulated:
+            raise ConfigError(
+                "legacy.prefix_ranking = 'micro_batch' needs legacy.gpus and legacy.micro_batch_tokens: what is kept depends on "
+                "them."
+            )
+        return
     if legacy.reducer == "update":
         if legacy.micro_batch_tokens is not None or (legacy.gpus is not None and not legacy.sft_over_gpus):
             raise ConfigError(

@@ -17,7 +17,7 @@ from mifo.config.bounds import Count, Positive
 class LegacyConfig:
     """Defects of a published code, for runs that compare with its figures alone; written in a recipe, never as a flag."""
 
-    name: Literal["none", "luffy", "rl_with_sft", "relift", "hpt", "chord", "psft"] = "none"
+    name: Literal["none", "luffy", "rl_with_sft", "relift", "hpt", "chord", "psft", "prefix_rft"] = "none"
     """Whose code; only with the method (or loss) of that name. With none, nothing else can be set here."""
     reducer: Literal["update", "per_gpu", "by_sequences"] = "update"
     """update: one denominator; per_gpu: Σ/(GPUs·L) and sums of micro-batch means; by_sequences: means weighted by sequences."""
@@ -25,6 +25,8 @@ class LegacyConfig:
     """GPUs that the published code ran on."""
     micro_batch_tokens: Count | None = None
     """Most tokens of a micro-batch on one of them; with it the sums above are simulated, whatever fits into memory here."""
+    prefix_ranking: Literal["update", "micro_batch"] = "update"
+    """Rank entropies of prefix tokens over the whole update, or within each micro-batch above (Prefix-RFT)."""
     sft_over_gpus: bool = False
     """Divide the gradient of SFT phases by the number of GPUs (ReLIFT)."""
     skip_above_norm: Positive | None = None

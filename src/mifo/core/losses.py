@@ -17,6 +17,8 @@ from torch import Tensor
 
 from mifo.types import TokenStats
 
+GREATEST_LOG_RATIO = 10.0  # of a response; verl's bound
+
 
 def importance_ratio(stats: TokenStats) -> Tensor:
     """r_t = π_θ / π_old, [T]. Without `old_logp_T` the old policy is the current one: exactly 1, with its gradient."""
@@ -27,6 +29,7 @@ def importance_ratio(stats: TokenStats) -> Tensor:
 def sequence_ratio(stats: TokenStats) -> Tensor:
     """s_i π_θ / sg(π_θ), [T], with s_i = exp((1/|y_i|) Σ_t log r_t) a constant: GSPO's ratio, with each token's own gradient.
 
+    log s_i is at most 10, and a response beyond that has no gradient (verl).
     A micro-batch holds responses whole, so the mean is that of the response.
     """
     now_T = stats.logp_T.detach()
@@ -34,7 +37,7 @@ def sequence_ratio(stats: TokenStats) -> Tensor:
     ids_S, place_T = stats.sequence_T.unique(return_inverse=True)
     member_ST = ids_S[:, None] == stats.sequence_T  # summed in a fixed order, unlike index_add on a GPU
     mean_S = (member_ST * gap_T).sum(1) / member_ST.sum(1)
-    return torch.exp(mean_S[place_T] + stats.logp_T - now_T)
+    return torch.exp((mean_S[place_T] + stats.logp_T - now_T).clamp(max=GREATEST_LOG_RATIO))
 
 
 def truncated_importance(stats: TokenStats, cap: float) -> Tensor:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mifo.types import NormalizerName, PublishedSum
+from mifo.types import NormalizerName, PublishedBatches, PublishedSum
 
 AllSum = Callable[[Tensor], Tensor]
 """Sums a small tensor over all ranks and returns it; the identity where there is one rank."""
@@ -103,7 +103,7 @@ def published_scales(
     return scales
 
 
-def published_micro_batches(lengths: Sequence[int], rule: PublishedSum) -> list[list[int]]:
+def published_micro_batches(lengths: Sequence[int], rule: PublishedBatches) -> list[list[int]]:
     """The sequences of each micro-batch: an even share for each GPU, in order, cut where the next one would not fit."""
     share = max(1, -(-len(lengths) // rule.gpus))
     batches: list[list[int]] = []

@@ -7,21 +7,13 @@ The first of the given checkpoints is the end of the first phase, p_1; the other
     reward   +1 for the right label, −1 otherwise, strict and robust, as the paper samples (T 0.6, top-p 0.95)   Figure 3b
     J        the mean strict reward at temperature 1: what the theorems speak of
 
-SFT→RL, Theorem 3.1: L_SFT(p_2) = L_SFT(p_1) + C_1, C_1 = E_x [log Z(x) − r(x, y*)/β], Z(x) = E_{y~p_1} exp(r/β), with Z
-from samples. It assumes that p_1 is the data's distribution (eq. 10) and that RL found the optimum (eq. 12). For a task
-with one right label the first means L_SFT(p_1) = 0, and then Z = exp(R_max/β) and C_1 = 0; where it fails, Jensen's
-step does not apply and C_1 is negative.
-
-RL→SFT, Proposition 1: J(p_2) ≤ J(p_1) + R_max √(2B) with B the measured KL; it says nothing where the right side is
-R_max or more. Theorem 4.1: J(p_2) ≤ J(p_1) − C_2 if p_1 is a local maximum of J; a rise of J shows that it is not. λ =
-(J(p_1) − J(p_2))/KL is the growth that the measurement implies.
+What the theorems say of these figures, and when they do not apply: `lab.coupling_bounds`.
 
 Unstated in the paper and chosen here: β = 0.001 and 8 samples a prompt; the wording of the prompt (`lab.labels`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -32,6 +24,17 @@ from mifo.config.schema import Config, DataConfig
 from mifo.data.chat import Chat
 from mifo.data.labelled import COLA, LabelTask
 from mifo.errors import ConfigError
+from mifo.lab.coupling_bounds import (
+    R_MAX,
+    Bound,
+    Constant,
+    Estimate,
+    Texts,
+    c1,
+    mean_estimate,
+    rl_sft_bounds,
+    sft_rl_bounds,
+)
 from mifo.lab.labels import (
     Example,
     LabelScores,
@@ -50,10 +53,7 @@ from mifo.train.model import load_tokenizer
 from mifo.types import Sampling, TokenIds
 from mifo.types import Sequence as TokenSequence
 
-R_MAX = 1.0
 Order = Literal["sft-rl", "rl-sft"]
-Verdict = Literal["holds", "fails", "cannot be told", "says nothing"]
-Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +76,6 @@ class CouplingSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A mean over prompts with its 95 % interval (normal)."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CouplingPoint:
     """One checkpoint; `kl` is to the first one, `objective` is J."""
 
@@ -97,24 +88,12 @@ class CouplingPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bound:
-    """One statement of the paper at one checkpoint: what it says, what was measured, and why it may not apply."""
-
-    statement: str
-    label: str
-    predicted: float
-    measured: float
-    verdict: Verdict
-    caveat: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Coupling:
-    """All checkpoints and bounds; `c1` is C_1(β) from the first checkpoint's samples."""
+    """All checkpoints and bounds; `c1` is C_1(β) of the first checkpoint."""
 
     settings: CouplingSettings
     examples: int
-    c1: float
+    c1: Constant
     points: tuple[CouplingPoint, ...]
     bounds: tuple[Bound, ...]
 
@@ -136,12 +115,16 @@ class Coupling:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What one checkpoint did: its samples at T = 1 with their own log-probs, and the figures that need no other model."""
+    """What one checkpoint did: its samples at T = 1 with their own log-probs, and the figures that need no other model.
+
+    `rewards` are of all samples of a text, `others` of those that are not the right label itself.
+    """
 
     sft_loss: list[float]
     samples: list[TokenSequence]
     own: list[float]
     rewards: list[list[float]]
+    others: list[list[float]]
     strict: LabelScores
     robust: LabelScores
 
@@ -168,12 +151,13 @@ def coupling(models: Sequence[str], settings: CouplingSettings) -> Coupling:
     golds = [chat.demonstration_ids(settings.task.labels[example.label]) for example in examples]
     found = [_one(source, config, chat, examples, prompts, golds, settings) for source in sources]
     under_first = _scored(sources[0], [m.samples for m in found], settings)
-    points = tuple(
-        _point(label, m, rows, settings.samples)
+    texts = [
+        _texts(label, m, rows, settings.samples)
         for label, m, rows in zip(labels_of(sources), found, under_first, strict=True)
-    )
-    constant = c1(found[0].rewards, settings.beta)
-    bounds = _sft_rl_bounds(constant, points) if settings.order == "sft-rl" else _rl_sft_bounds(points)
+    ]
+    points = tuple(_point(own, m) for own, m in zip(texts, found, strict=True))
+    constant = c1([-loss for loss in found[0].sft_loss], found[0].rewards, found[0].others, settings.beta)
+    bounds = sft_rl_bounds(constant, texts) if settings.order == "sft-rl" else rl_sft_bounds(texts)
     return Coupling(settings=settings, examples=len(examples), c1=constant, points=points, bounds=bounds)
 
 
@@ -219,13 +203,18 @@ def _one(
     own = [float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, samples)]
     gold = [example.label for example in examples]
     texts = [chat.decode(group[0].token_ids) for group in shown]
+    rewards = [
+        [R_MAX if strict_label(chat.decode(r.token_ids), settings.task) == label else -R_MAX for r in group]
+        for group, label in zip(drawn, gold, strict=True)
+    ]
     return _Measured(
         sft_loss=losses,
         samples=samples,
         own=own,
-        rewards=[
-            [R_MAX if strict_label(chat.decode(r.token_ids), settings.task) == label else -R_MAX for r in group]
-            for group, label in zip(drawn, gold, strict=True)
+        rewards=rewards,
+        others=[
+            [reward for r, reward in zip(group, row, strict=True) if r.token_ids != right]
+            for group, row, right in zip(drawn, rewards, golds, strict=True)
         ],
         strict=label_scores(gold, [strict_label(text, settings.task) for text in texts]),
         robust=label_scores(gold, [robust_label(text, settings.task) for text in texts]),
@@ -253,100 +242,22 @@ def _scored(first: Source, samples: Sequence[Sequence[TokenSequence]], settings:
     return [[float(logp_T.double().sum()) for logp_T, _ in token_scores(policy, rows)] for rows in samples]
 
 
-def _point(label: str, measured: _Measured, under_first: Sequence[float], samples: int) -> CouplingPoint:
+def _texts(label: str, measured: _Measured, under_first: Sequence[float], samples: int) -> Texts:
     gaps = [own - other for own, other in zip(measured.own, under_first, strict=True)]
-    by_prompt = [sum(gaps[i : i + samples]) / samples for i in range(0, len(gaps), samples)]
-    return CouplingPoint(
+    return Texts(
         label=label,
-        sft_loss=mean_estimate(measured.sft_loss),
-        kl=mean_estimate(by_prompt),
-        objective=mean_estimate([sum(row) / len(row) for row in measured.rewards]),
-        strict=measured.strict,
-        robust=measured.robust,
+        sft_loss=measured.sft_loss,
+        objective=[sum(row) / len(row) for row in measured.rewards],
+        kl=[sum(gaps[i : i + samples]) / samples for i in range(0, len(gaps), samples)],
     )
 
 
-def mean_estimate(values: Sequence[float]) -> Estimate:
-    """A mean with its normal 95 % interval over independent values."""
-    mean = sum(values) / len(values)
-    variance = sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)
-    half = Z95 * math.sqrt(variance / len(values))
-    return Estimate(value=mean, low=mean - half, high=mean + half)
-
-
-def c1(rewards: Sequence[Sequence[float]], beta: float) -> float:
-    """C_1(β) = E_x [log Z(x) − R_max/β], Z(x) the mean of exp(r/β) over the samples of a prompt; the right label earns R_max."""
-    rows = torch.tensor([list(row) for row in rewards], dtype=torch.float64) / beta
-    log_z = rows.logsumexp(1) - math.log(rows.shape[1])
-    return float((log_z - R_MAX / beta).mean())
-
-
-def _sft_rl_bounds(constant: float, points: Sequence[CouplingPoint]) -> tuple[Bound, ...]:
-    start = points[0].sft_loss
-    caveats = ["eq. 12 (RL at its optimum) is not checked"]
-    if start.low > 0:
-        caveats.append(f"eq. 10 fails: the first phase has loss {start.value:.3g}, where matching the data means 0")
-    if constant < 0:
-        caveats.append(f"C_1 = {constant:.3g} is negative, which Jensen's step rules out under eq. 10")
-    bounds = []
-    for point in points[1:]:
-        predicted = start.value + constant
-        inside = point.sft_loss.low <= predicted <= point.sft_loss.high
-        bounds.append(
-            Bound(
-                statement="Theorem 3.1: L_SFT(p_2) = L_SFT(p_1) + C_1",
-                label=point.label,
-                predicted=predicted,
-                measured=point.sft_loss.value,
-                verdict="holds" if inside else "fails",
-                caveat="; ".join(caveats),
-            )
-        )
-        bounds.append(
-            Bound(
-                statement="Theorem 3.1: L_SFT(p_2) ≥ L_SFT(p_1)",
-                label=point.label,
-                predicted=start.value,
-                measured=point.sft_loss.value,
-                verdict=_order(start, point.sft_loss),
-                caveat="; ".join(caveats),
-            )
-        )
-    return tuple(bounds)
-
-
-def _rl_sft_bounds(points: Sequence[CouplingPoint]) -> tuple[Bound, ...]:
-    first, bounds = points[0].objective, []
-    for point in points[1:]:
-        limit = first.value + R_MAX * math.sqrt(2 * max(0.0, point.kl.value))
-        inside: Verdict = "fails" if point.objective.low > limit else "holds"
-        bounds.append(
-            Bound(
-                statement="Proposition 1: J(p_2) ≤ J(p_1) + R_max √(2B)",
-                label=point.label,
-                predicted=limit,
-                measured=point.objective.value,
-                verdict="says nothing" if limit >= R_MAX else inside,
-                caveat="the bound is at or above the greatest reward" if limit >= R_MAX else "",
-            )
-        )
-        drop = _order(point.objective, first)
-        growth = (first.value - point.objective.value) / point.kl.value if point.kl.value > 0 else 0.0
-        bounds.append(
-            Bound(
-                statement="Theorem 4.1: J(p_2) < J(p_1)",
-                label=point.label,
-                predicted=first.value,
-                measured=point.objective.value,
-                verdict=drop,
-                caveat="p_1 was no local maximum of J" if drop == "fails" else f"implied λ = {growth:.3g}",
-            )
-        )
-    return tuple(bounds)
-
-
-def _order(lower: Estimate, upper: Estimate) -> Verdict:
-    """Whether one mean is below another, as far as their intervals tell them apart."""
-    if lower.high < upper.low:
-        return "holds"
-    return "fails" if upper.high < lower.low else "cannot be told"
+def _point(texts: Texts, measured: _Measured) -> CouplingPoint:
+    return CouplingPoint(
+        label=texts.label,
+        sft_loss=mean_estimate(texts.sft_loss),
+        kl=mean_estimate(texts.kl),
+        objective=mean_estimate(texts.objective),
+        strict=measured.strict,
+        robust=measured.robust,
+    )

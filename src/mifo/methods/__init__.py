@@ -51,7 +51,7 @@ METHODS: dict[str, Callable[[Any, Config], Method]] = {
 def make_method(config: Config) -> Method:
     """The method that a checked configuration asks for."""
     method, legacy = METHODS[config.method.name](config.method, config), config.legacy
-    if legacy.reducer == "update" and not legacy.sft_over_gpus:
+    if legacy.reducer == legacy.prefix_ranking == "update" and not legacy.sft_over_gpus:
         return method
     return cast(Method, AsPublished(method, legacy))
 

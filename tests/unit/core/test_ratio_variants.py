@@ -46,6 +46,20 @@ def test_ratio_of_a_response_is_the_geometric_mean():
     assert sequence_ratio(replace(stats, old_logp_T=None)).tolist() == [1.0] * 9
 
 
+def test_the_ratio_of_a_response_is_bounded_as_verl_bounds_it():
+    """log s is at most 10: a response 12 nats a token likelier than before has no gradient; the others are as they were."""
+    plain = random_stats()
+    moved = plain.old_logp_T.clone()
+    moved[:3] += 12.0
+    stats = replace(plain, logp_T=torch.where(plain.sequence_T == 0, moved, plain.logp_T.detach()).requires_grad_())
+    ratios = sequence_ratio(stats)
+    assert ratios[:3].tolist() == pytest.approx([math.exp(10.0)] * 3)
+    assert ratios[3:].tolist() == sequence_ratio(plain)[3:].tolist()
+    (slope,) = torch.autograd.grad(ratios.sum(), stats.logp_T)
+    assert slope[:3].tolist() == [0.0] * 3
+    assert (slope[3:] > 0).all()
+
+
 def sequence_mean(stats, values):
     totals = update_totals([LENGTHS])[0]
     scale = torch.tensor([sequence_scale(n, totals, "sequence") for n in LENGTHS], dtype=torch.float64)

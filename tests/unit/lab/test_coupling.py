@@ -12,17 +12,9 @@ from mifo.config.schema import Config
 from mifo.data.chartok import char_tokenizer
 from mifo.data.labelled import LabelTask
 from mifo.errors import ConfigError
-from mifo.lab.coupling import (
-    CouplingPoint,
-    CouplingSettings,
-    Estimate,
-    _order,
-    _rl_sft_bounds,
-    c1,
-    coupling,
-    mean_estimate,
-)
-from mifo.lab.labels import label_scores, read_examples
+from mifo.lab.coupling import CouplingSettings, coupling
+from mifo.lab.coupling_bounds import Estimate, Texts, above, c1, mean_estimate, rl_sft_bounds, sft_rl_bounds
+from mifo.lab.labels import read_examples
 from mifo.train.build import make_chat
 
 TASK = LabelTask(labels=("n", "y"), instruction="{text}?")
@@ -82,53 +74,106 @@ def test_the_same_seed_gives_the_same_figures(phases):
     assert coupling(paths, settings_of(data)).rows() == coupling(paths, settings_of(data)).rows()
 
 
-def test_c1_by_hand():
-    assert c1([[1.0, 1.0]], 0.5) == pytest.approx(0.0)  # always right already: nothing to gain, nothing to lose
+def slow_c1(p, others, beta):
+    """log Z − 1/β of one text from the formula, and J where every response is weighed by e^{r/β}."""
+    mass = [(p, 1.0), *(((1 - p) / len(others), r) for r in others)]
+    z = sum(weight * math.exp(r / beta) for weight, r in mass)
+    return math.log(z) - 1 / beta, sum(weight * math.exp(r / beta) * r for weight, r in mass) / z
+
+
+def test_c1_by_its_formula():
+    texts = [(0.25, [-1.0, -1.0, -1.0]), (0.9, [-1.0, 1.0])]
+    found = c1([math.log(p) for p, _ in texts], [[1.0, -1.0], [1.0, 1.0]], [rest for _, rest in texts], 0.5)
+    slow = [slow_c1(p, rest, 0.5) for p, rest in texts]
+    assert found.by_text == pytest.approx([c for c, _ in slow])
+    assert found.value.value == pytest.approx(sum(c for c, _ in slow) / 2)
+    assert found.optimum == pytest.approx(sum(j for _, j in slow) / 2)
     mixed = math.log((math.exp(2) + math.exp(-2)) / 2) - 2
-    assert c1([[1.0, -1.0], [1.0, 1.0]], 0.5) == pytest.approx(mixed / 2)
-    assert c1([[1.0, -1.0]], 0.001) == pytest.approx(math.log(0.5), abs=1e-9)  # exp(1000) does not overflow
+    assert found.by_samples == pytest.approx(mixed / 2)
+    assert found.without_right_sample == 0
+
+
+def test_c1_of_a_small_beta_is_the_loss_and_not_a_count_of_unlucky_texts():
+    """At β = 0.001 nothing but log p is left, though no sample of the second text was right; its samples alone say −2000."""
+    found = c1([math.log(0.6), math.log(0.3)], [[1.0, -1.0], [-1.0, -1.0]], [[-1.0], [-1.0, -1.0]], 0.001)
+    assert found.value.value == pytest.approx((math.log(0.6) + math.log(0.3)) / 2)
+    assert found.by_samples == pytest.approx((math.log(0.5) - 2000) / 2)
+    assert (found.without_right_sample, found.optimum) == (1, pytest.approx(1.0))
+    sure = c1([0.0], [[1.0, 1.0]], [[]], 0.001)  # always right already: nothing to gain, nothing to lose
+    assert (sure.value.value, sure.optimum) == (0.0, 1.0)
 
 
 def test_the_statements_of_theorem_3_1(phases):
     paths, data = phases
     found = coupling(paths, settings_of(data))
     equation, order = found.bounds
-    assert found.c1 == c1([[-1.0]], 0.001)  # an untrained model never gives the bare label: Z is exp(−1/β) everywhere
-    assert equation.predicted == pytest.approx(found.points[0].sft_loss.value + found.c1)
+    losses = found.points[0].sft_loss.value
+    assert found.c1.value.value == pytest.approx(-losses, rel=1e-3)  # 1/β = 1000 leaves log p alone
+    assert (found.c1.by_samples, found.c1.without_right_sample) == (
+        pytest.approx(-2000),
+        6,
+    )  # no sample is the bare label
+    assert equation.predicted == pytest.approx(losses + found.c1.value.value, abs=1e-6)
     assert equation.verdict == "fails"
     assert "eq. 10 fails" in equation.caveat  # an untrained model does not match the data
-    assert order.predicted == found.points[0].sft_loss.value
+    assert "eq. 12 fails: J = -1" in equation.caveat  # and was not trained by RL
+    assert order.predicted == losses
+    assert order.difference.value == pytest.approx(found.points[1].sft_loss.value - losses)
 
 
-def point(label, objective, kl, half=0.01):
-    some = label_scores([0, 1], [0, 1])
-
-    def estimate(value):
-        return Estimate(value=value, low=value - half, high=value + half)
-
-    return CouplingPoint(
-        label=label, sft_loss=estimate(1.0), kl=estimate(kl), objective=estimate(objective), strict=some, robust=some
+def texts(label, loss, objective, kl, *, of=40):
+    """Forty texts that differ widely among themselves, and by the given means from one model to another."""
+    spread = [math.sin(i) for i in range(of)]
+    centre = sum(spread) / of
+    return Texts(
+        label=label,
+        sft_loss=[loss + s - centre for s in spread],
+        objective=[objective + 0.5 * (s - centre) for s in spread],
+        kl=[kl] * of,
     )
 
 
+def test_theorem_3_1_goes_by_paired_differences():
+    """Texts whose losses spread by ±1 and all rise by 0.1: unpaired intervals of ±0.2 would not tell; paired ones do."""
+    first, second = texts("sft", 1.0, 0.0, 0.0), texts("rl", 1.1, 0.5, 0.1)
+    constant = c1([-loss for loss in first.sft_loss], [[-1.0]] * 40, [[-1.0]] * 40, 0.01)
+    equation, order = sft_rl_bounds(constant, [first, second])
+    assert order.verdict == "holds"
+    assert order.difference.high - order.difference.low < 1e-9
+    assert equation.verdict == "fails"
+    assert "eq. 12 fails: J = 0.5" in equation.caveat
+    exact = [a + c for a, c in zip(first.sft_loss, constant.by_text, strict=True)]
+    after = Texts(label="optimum", sft_loss=exact, objective=[1.0] * 40, kl=[0.5] * 40)
+    equation, _ = sft_rl_bounds(constant, [first, after])
+    assert equation.verdict == "holds"
+    assert "eq. 12" not in equation.caveat
+
+
 def test_proposition_1_and_theorem_4_1():
-    points = [point("rl", 0.2, 0.0), point("near", 0.1, 0.02), point("up", 0.35, 0.02), point("far", -0.5, 2.0)]
-    bounds = {(b.label, b.statement.split(":")[0]): b for b in _rl_sft_bounds(points)}
+    points = [
+        texts(*row)
+        for row in (("rl", 0, 0.2, 0.0), ("near", 0, 0.1, 0.02), ("up", 0, 0.35, 0.02), ("far", 0, -0.5, 2.0))
+    ]
+    bounds = {(b.label, b.statement.split(":")[0]): b for b in rl_sft_bounds(points)}
     assert bounds["near", "Proposition 1"].predicted == pytest.approx(0.2 + math.sqrt(0.04))
     assert bounds["near", "Proposition 1"].verdict == "holds"
     assert bounds["far", "Proposition 1"].verdict == "says nothing"  # 0.2 + 2 exceeds every reward
     assert bounds["near", "Theorem 4.1"].verdict == "holds"
-    assert bounds["near", "Theorem 4.1"].caveat == "implied λ = 5"
+    assert "implied λ = 5 [5, 5]" in bounds["near", "Theorem 4.1"].caveat
     assert bounds["up", "Theorem 4.1"].verdict == "fails"
     assert "no local maximum" in bounds["up", "Theorem 4.1"].caveat
-    [broken, _] = _rl_sft_bounds([point("rl", 0.0, 0.0), point("x", 0.5, 0.02)])
+    [broken, _] = rl_sft_bounds([texts("rl", 0, 0.0, 0.0), texts("x", 0, 0.5, 0.02)])
     assert broken.verdict == "fails"
+    [_, still] = rl_sft_bounds([texts("rl", 0, 0.0, 0.0), texts("same", 0, 0.0, 0.0)])
+    assert still.verdict == "cannot be told"
+    assert "not known, for the KL may be 0" in still.caveat
 
 
 def test_intervals_decide_or_do_not():
-    low, high = Estimate(value=1, low=0.9, high=1.1), Estimate(value=2, low=1.9, high=2.1)
-    wide = Estimate(value=2, low=0.5, high=3.5)
-    assert (_order(low, high), _order(high, low), _order(low, wide)) == ("holds", "fails", "cannot be told")
+    def around(value, half):
+        return Estimate(value=value, low=value - half, high=value + half)
+
+    assert [above(around(*pair)) for pair in ((1, 0.9), (-1, 0.9), (1, 1.1))] == ["holds", "fails", "cannot be told"]
     estimate = mean_estimate([1.0, 2.0, 3.0])
     assert estimate.value == 2.0
     assert estimate.high - 2.0 == pytest.approx(1.959964 / math.sqrt(3))

@@ -10,6 +10,7 @@ import torch
 from test_invariance import gradient
 from test_mixed_oracle import RL, make_groups, mean, on_policy, stats
 
+from mifo.config.check import check_config
 from mifo.config.decode import decode
 from mifo.config.schema import Config
 from mifo.methods import make_method
@@ -53,17 +54,17 @@ def uft(policy, reference, groups):
     return (pg + 0.001 * kl + 0.01 * ent) / sampled + 0.001 * nll / shown
 
 
-def prefix_rft(policy, reference, groups, *, form="shared", entropy_from_start=True):
-    """One ranking over all prefix tokens; the advantage of the others is 0, and they still count."""
-    rows, ranking = [], []
+def prefix_rft(policy, reference, groups, *, form="shared", entropy_from_start=True, alone=False):
+    """One ranking over all prefix tokens (`alone`: of each response); the advantage of the others is 0, and they still count."""
+    rows, rankings = [], {}
     for g in groups:
         for r in g.rollouts:
             rows.append(stats(policy, g, r.token_ids))
-            ranking += [
+            rankings.setdefault(len(rows) if alone else 0, []).extend(
                 (-float(h.detach().float()), len(rows) - 1, t) for t, h in enumerate(rows[-1][1][: r.prefix_tokens])
-            ]
-    kept = {(i, t) for _, i, t in sorted(ranking)[: -(-len(ranking) // 5)]}
-    assert 1 < len(kept) < len(ranking)
+            )
+    kept = {(i, t) for ranking in rankings.values() for _, i, t in sorted(ranking)[: -(-len(ranking) // 5)]}
+    assert 1 < len(kept) < sum(map(len, rankings.values()))
     total, ent, counted, tokens, i = 0.0, 0.0, 0, 0, -1
     for g in groups:
         plain = mean(g.rewards[:-1])
@@ -108,6 +109,18 @@ CASES = {
         (0, 1, 2, 4),
         "last",
     ),
+    "prefix_rft of micro-batches of one response": (
+        lambda *a: prefix_rft(*a, alone=True),
+        {"name": "prefix_rft", "rl": RL | ENT, "legacy": {"gpus": 2, "micro_batch_tokens": 1}},
+        (0, 1, 2, 4),
+        "last",
+    ),
+    "prefix_rft of one micro-batch": (
+        prefix_rft,
+        {"name": "prefix_rft", "rl": RL | ENT, "legacy": {"gpus": 1, "micro_batch_tokens": 10**6}},
+        (0, 1, 2, 4),
+        "last",
+    ),
     "bread": (bread, {"rl": RL}, (1, 0, 0, 2, 3, 4), "again"),
 }
 
@@ -134,7 +147,11 @@ def test_gradient_is_that_of_the_objective(policy, reference, name, budget):
     groups = prefixed(make_groups(policy, correct, 4), kind)
     if kind == "last":  # of the last group the hybrid is wrong, elsewhere it is right
         groups = [replace(g, rewards=(*g.rewards[:-1], float(i < 3))) for i, g in enumerate(groups)]
-    method = make_method(decode(Config, {"method": {"name": name, **settings}}))
+    table = {"name": name, **settings}
+    legacy = {"name": "prefix_rft", "prefix_ranking": "micro_batch", **table.pop("legacy")} if "legacy" in table else {}
+    config = decode(Config, {"method": table, "legacy": legacy})
+    check_config(config)
+    method = make_method(config)
     [update] = method.updates(method.next_phase(), groups)
     found, _ = gradient(policy, update, budget=budget, reference=reference)
     expected = torch.cat(
