@@ -14,7 +14,7 @@ from mifo.lab.coupling import Coupling, CouplingSettings, coupling
 from mifo.lab.entropy import EntropyReport, entropy
 from mifo.lab.magnitude import Magnitude, magnitude
 from mifo.lab.overlap import Overlap, overlap
-from mifo.lab.redundancy import Redundancy, redundancy
+from mifo.lab.redundancy import Ratios, Redundancy, ratios, redundancy
 from mifo.lab.rejuvenate import Rejuvenation, RejuvenationSettings, rejuvenate
 from mifo.lab.samples import PairSettings
 from mifo.lab.sparsify import Sparsification, SparsifySettings, sparsify
@@ -155,26 +155,26 @@ def sparsify_command(known: argparse.Namespace) -> int:
 def redundancy_command(known: argparse.Namespace) -> int:
     """`mifo probe redundancy`."""
     screen = _begin()
-    found = [
-        redundancy(
-            known.start,
-            model,
-            pairs=_pair_settings(known),
-            tokens=known.tokens,
-            reward=known.reward,
-            seed=known.seed,
-            device=known.device,
-        )
-        for model in known.models
-    ]
+    found = redundancy(
+        known.start,
+        known.models,
+        pairs=_pair_settings(known),
+        tokens=known.tokens,
+        reward=known.reward,
+        seed=known.seed,
+        device=known.device,
+    )
+    compared = [ratios(found[0], other) for other in found[1:]]
     screen.print(found[0].note)
     screen.print(_redundancy_table(found))
+    if compared:
+        screen.print(_ratios_table(compared))
     lines = write_outputs(
         Path(known.out).expanduser(),
         "redundancy",
-        record={"models": [one.record() for one in found]},
+        record={"models": [one.record() for one in found], "ratios": [one.record() for one in compared]},
         rows=[row for one in found for row in one.rows()],
-        draw=lambda figure: draw_redundancy(figure, found),
+        draw=lambda figure: draw_redundancy(figure, found, compared),
     )
     _end(screen, lines)
     return 0
@@ -321,6 +321,23 @@ def _redundancy_table(found: list[Redundancy]) -> Table:
         ratio, training, minimum = ("-" if value is None else f"{value:.3g}" for value in medians)
         grew, same = (f"{100 * summary[name]:.0f} %" for name in ("margin_grew", "same_competitor"))
         table.add_row(one.label, f"{one.change_norm:.4g}", ratio, grew, training, minimum, same)
+    return table
+
+
+def _ratios_table(compared: list[Ratios]) -> Table:
+    """PR^SFT / PR^RL of the same tokens beside what Theorem 1 says it is."""
+    names = ("pair", "tokens", "median PR ratio", "middle half", "at least 1", "median 1/(rπ)", "rank correlation")
+    table = Table(*names, title="Ratio of redundancies, token by token, and Theorem 1's")
+    for one in compared:
+        summary = one.summary()
+        measured, theorem, rank = summary["measured"], summary["theorem"], summary["rank_correlation"]
+        figures = ["-"] * 4
+        if one.tokens:
+            spread = f"{measured['p25']:.3g} to {measured['p75']:.3g}"
+            share = f"{100 * summary['at_least_one']:.0f} %"
+            figures = [f"{measured['median']:.3g}", spread, share, f"{theorem['median']:.3g}"]
+        counted = f"{len(one.tokens)} of {one.of}"
+        table.add_row(f"{one.over} / {one.under}", counted, *figures, "-" if rank is None else f"{rank:.2f}")
     return table
 
 

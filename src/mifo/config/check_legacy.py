@@ -71,11 +71,11 @@ def _described(config: Config) -> str:
 
 def _check_sums(config: Config, legacy: LegacyConfig) -> None:
     simulated = (legacy.gpus, legacy.micro_batch_tokens)
-    if legacy.prefix_ranking == "micro_batch":
+    if legacy.prefix_ranking == "within_micro_batches":
         if None in simulated:
             raise ConfigError(
-                "legacy.prefix_ranking = 'micro_batch' needs legacy.gpus and legacy.micro_batch_tokens: what is kept depends on "
-                "them."
+                "legacy.prefix_ranking = 'within_micro_batches' needs legacy.gpus and legacy.micro_batch_tokens: what is kept "
+                "depends on them."
             )
         return
     if legacy.reducer == "update":

@@ -25,7 +25,7 @@ class LegacyConfig:
     """GPUs that the published code ran on."""
     micro_batch_tokens: Count | None = None
     """Most tokens of a micro-batch on one of them; with it the sums above are simulated, whatever fits into memory here."""
-    prefix_ranking: Literal["update", "micro_batch"] = "update"
+    prefix_ranking: Literal["update", "within_micro_batches"] = "update"
     """Rank entropies of prefix tokens over the whole update, or within each micro-batch above (Prefix-RFT)."""
     sft_over_gpus: bool = False
     """Divide the gradient of SFT phases by the number of GPUs (ReLIFT)."""

@@ -14,7 +14,7 @@ lemma.
 
 Theorem 1 is about one token too: PR^SFT / PR^RL = 1[y = y*] / (r π(y|x)), eq. 6. For a reward r it says that the ratio
 is at least 1 where r π(y|x) ≤ 1, which holds for every r ≤ 1: the theorem then has no case in which it could fail. 1/(r
-π) is reported under θ_0.
+π) is reported under θ_0, and of two trained models the measured ratio of the same tokens beside it.
 
 Norms are over all parameters. Memory: four copies of the model in fp32.
 """
@@ -91,6 +91,45 @@ class Redundancy:
         return [{"model": self.label, **asdict(token)} for token in self.tokens]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioToken:
+    """A token whose margin grew in both models: the ratio of their redundancies, and Theorem 1's 1/(r π)."""
+
+    pair: int
+    position: int
+    measured: float
+    theorem: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratios:
+    """PR of one model over that of another, token by token. The gradient's norm cancels: ‖Δθ‖/β over ‖Δθ'‖/β'."""
+
+    over: str
+    under: str
+    of: int
+    tokens: tuple[RatioToken, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """Distributions, the share of tokens with a ratio of at least 1, and the rank correlation with Theorem 1's."""
+        measured = torch.tensor([token.measured for token in self.tokens], dtype=torch.float64)
+        theorem = torch.tensor([token.theorem for token in self.tokens], dtype=torch.float64)
+        return {
+            "over": self.over,
+            "under": self.under,
+            "tokens": len(self.tokens),
+            "of": self.of,
+            "measured": quantiles(measured),
+            "theorem": quantiles(theorem),
+            "at_least_one": float((measured >= 1).double().mean()) if self.tokens else None,
+            "rank_correlation": _rank_correlation(measured, theorem),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self) | {"summary": self.summary()}
+
+
 @dataclass(frozen=True, slots=True)
 class _Point:
     """A token to measure: the ids up to it, and its id."""
@@ -101,21 +140,51 @@ class _Point:
     token: int
 
 
+def ratios(over: Redundancy, under: Redundancy) -> Ratios:
+    """PR of `over` divided by PR of `under`, for the tokens that were measured in both.
+
+    Raises:
+        ConfigError: they were measured on other tokens.
+    """
+    places = [[(t.pair, t.position, t.text, t.probability) for t in one.tokens] for one in (over, under)]
+    if places[0] != places[1]:
+        raise ConfigError(f"{over.label} and {under.label} were measured on different tokens. Measure them together.")
+    both = [
+        (a, b) for a, b in zip(over.tokens, under.tokens, strict=True) if a.ratio is not None and b.ratio is not None
+    ]
+    tokens = tuple(
+        RatioToken(
+            pair=a.pair, position=a.position, measured=(a.ratio or 0.0) / (b.ratio or 1.0), theorem=a.theorem_ratio
+        )
+        for a, b in both
+    )
+    return Ratios(over=over.label, under=under.label, of=len(over.tokens), tokens=tokens)
+
+
+def _rank_correlation(first: Tensor, second: Tensor) -> float | None:
+    """Spearman's, ties in order of place; None of fewer than three, or where one does not vary."""
+    if len(first) < 3:
+        return None
+    ranks = torch.stack([column.argsort(stable=True).argsort().double() for column in (first, second)])
+    varies = all(len(column.unique()) > 1 for column in (first, second))
+    return float(torch.corrcoef(ranks)[0, 1]) if varies else None
+
+
 def redundancy(
     start: str,
-    model: str,
+    models: Sequence[str],
     *,
     pairs: PairSettings | None = None,
     tokens: int = 64,
     reward: float = 1.0,
     seed: int = 0,
     device: str = "auto",
-) -> Redundancy:
-    """Measure the redundancy ratio on a random sample of demonstrated tokens.
+) -> list[Redundancy]:
+    """Measure the redundancy ratio on a random sample of demonstrated tokens, the same for every model.
 
     Args:
         start: θ_0.
-        model: θ_T, trained from it.
+        models: θ_T of each, trained from it; the first says how texts become tokens.
         pairs: where the tokens are from.
         tokens: how many.
         reward: r of Theorem 1.
@@ -131,12 +200,12 @@ def redundancy(
         raise ConfigError(f"--tokens = {tokens} must be at least 1.")
     if not reward > 0:
         raise ConfigError(f"--reward = {reward:g} must be more than 0: Theorem 1 divides by it.")
-    begin, end = Tensors(find_source(start, "START")), Tensors(find_source(model, "MODEL"))
-    common_names([begin, end])
-    read = read_pairs(end.source, pairs or PairSettings())
+    begin, ends = Tensors(find_source(start, "START")), [Tensors(find_source(model, "MODEL")) for model in models]
+    common_names([begin, *ends])
+    read = read_pairs(ends[0].source, pairs or PairSettings())
     points = _sample(read, tokens, seed)
     net = load_source(begin.source, "float32", device)
-    return _measure(net, begin, end, read, points, reward)
+    return [_measure(net, begin, end, read, points, reward) for end in ends]
 
 
 def _sample(pairs: Pairs, count: int, seed: int) -> list[_Point]:

@@ -89,6 +89,10 @@ def _data_config(source: Source, settings: PairSettings) -> Config:
         prompt = INSTRUCTION  # embedded problems do not say that the answer belongs in a box
     data = replace(
         DataConfig(),
+        families=run.families if embedded else (),
+        levels=run.levels if embedded else None,
+        labels=() if embedded else run.labels,
+        instruction=None if embedded else run.instruction,
         train=settings.data,
         train_problems=settings.count if embedded else None,
         split=settings.split or "train",

@@ -44,7 +44,7 @@ class AsPublished:
         legacy = self.legacy
         assert legacy.gpus is not None
         assert legacy.micro_batch_tokens is not None
-        if legacy.prefix_ranking == "micro_batch":
+        if legacy.prefix_ranking == "within_micro_batches":
             if not isinstance(term.select, TopPrefixEntropy):
                 return term
             within = PublishedBatches(gpus=legacy.gpus, tokens=legacy.micro_batch_tokens)

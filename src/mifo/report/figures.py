@@ -9,7 +9,7 @@ from mifo.lab.coupling import Coupling
 from mifo.lab.entropy import EntropyReport
 from mifo.lab.magnitude import Magnitude
 from mifo.lab.overlap import Overlap
-from mifo.lab.redundancy import Redundancy
+from mifo.lab.redundancy import Ratios, Redundancy
 from mifo.lab.rejuvenate import Rejuvenation
 from mifo.lab.sparsify import Sparsification
 from mifo.train.attribution import KINDS
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENTROPY_BINS = 30
-COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8d5a97", "#e8a33d", "#555555")
+COLOURS = (
+    "#1b6ca8", "#d1495b", "#2e933c", "#8d5a97", "#e8a33d", "#555555", "#17a2b8", "#a0522d", "#e377c2", "#6b8e23", "#1f2a7a",
+    "#c0a000",
+)  # fmt: skip
 
 
 def draw_rejuvenation(figure: Figure, done: Rejuvenation) -> None:
@@ -138,9 +141,11 @@ def draw_sparsify(figure: Figure, done: Sparsification) -> None:
     axes.legend(fontsize=8)
 
 
-def draw_redundancy(figure: Figure, found: Sequence[Redundancy]) -> None:
-    """The distribution of the redundancy ratio, and of the check of its linearity, over tokens."""
-    left, right = figure.subplots(1, 2)
+def draw_redundancy(figure: Figure, found: Sequence[Redundancy], compared: Sequence[Ratios] = ()) -> None:
+    """The distribution of the redundancy ratio, and of the check of its linearity, over tokens; ratios against Theorem 1's."""
+    left, right, *last = figure.subplots(1, 3 if compared else 2)
+    if last:
+        _draw_ratios(last[0], compared)
     for colour, one in zip(_colours(len(found)), found, strict=True):
         defined = [token for token in one.tokens if token.ratio is not None]
         shares = [(place + 1) / max(1, len(defined)) for place in range(len(defined))]
@@ -164,6 +169,20 @@ def draw_redundancy(figure: Figure, found: Sequence[Redundancy]) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+
+
+def _draw_ratios(axes: Axes, compared: Sequence[Ratios]) -> None:
+    for colour, one in zip(_colours(len(compared)), compared, strict=True):
+        theorem, measured = [t.theorem for t in one.tokens], [t.measured for t in one.tokens]
+        axes.scatter(theorem, measured, color=colour, s=12, alpha=0.7, label=f"{one.over} / {one.under}")
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.axline((1.0, 1.0), (10.0, 10.0), color="black", linewidth=0.8, linestyle=":")  # what eq. 6 says
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("1/(r π), Theorem 1")
+    axes.set_ylabel("measured ratio of PR")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
 
 
 def draw_coupling(figure: Figure, found: Coupling) -> None:

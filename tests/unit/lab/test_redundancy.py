@@ -7,7 +7,7 @@ import torch
 from lab_models import family_model, moved, save
 
 from mifo.errors import ConfigError
-from mifo.lab.redundancy import redundancy
+from mifo.lab.redundancy import Ratios, RatioToken, ratios, redundancy
 from mifo.lab.samples import PairSettings, read_pairs
 from mifo.lab.source import find_source
 
@@ -23,7 +23,7 @@ def trained(tmp_path_factory):
 def test_against_plain_autograd(trained, demonstrations):
     base, over, *paths = trained
     settings = PairSettings(data=demonstrations, count=4)
-    found = redundancy(*paths, pairs=settings, tokens=8, reward=0.5)
+    [found] = redundancy(paths[0], paths[1:], pairs=settings, tokens=8, reward=0.5)
     pairs = read_pairs(find_source(paths[0], "x"), settings).sequences
     vectors = [torch.cat([p.detach().double().view(-1) for p in model.parameters()]) for model in (base, over)]
     change = vectors[1] - vectors[0]
@@ -73,7 +73,7 @@ def test_the_shortest_move_has_ratio_one(trained, demonstrations, tmp_path):
         for parameter, slope in zip(model.parameters(), slopes, strict=True):
             parameter += 1e-4 * slope
     end = save(model.float(), tmp_path / "end")
-    found = redundancy(start, end, pairs=settings, tokens=1000)
+    [found] = redundancy(start, [end], pairs=settings, tokens=1000)
     [token] = [t for t in found.tokens if t.position == position]
     assert token.ratio == pytest.approx(1.0, abs=0.02)
     assert token.linear_along_training == pytest.approx(1.0, abs=0.02)
@@ -83,7 +83,7 @@ def test_the_shortest_move_has_ratio_one(trained, demonstrations, tmp_path):
 
 
 def test_the_summary_counts_where_the_ratio_is_defined(trained, demonstrations):
-    found = redundancy(*trained[2:], pairs=PairSettings(data=demonstrations, count=4), tokens=10)
+    [found] = redundancy(trained[2], trained[3:], pairs=PairSettings(data=demonstrations, count=4), tokens=10)
     grew = [t for t in found.tokens if t.margin_after > t.margin_before]
     summary = found.summary()
     assert summary["margin_grew"] == len(grew) / 10
@@ -94,6 +94,52 @@ def test_the_summary_counts_where_the_ratio_is_defined(trained, demonstrations):
 def test_mistakes(trained, demonstrations):
     settings = PairSettings(data=demonstrations)
     with pytest.raises(ConfigError, match="--tokens = 0"):
-        redundancy(*trained[2:], pairs=settings, tokens=0)
+        redundancy(trained[2], trained[3:], pairs=settings, tokens=0)
     with pytest.raises(ConfigError, match="Theorem 1 divides by it"):
-        redundancy(*trained[2:], pairs=settings, reward=0.0)
+        redundancy(trained[2], trained[3:], pairs=settings, reward=0.0)
+
+
+def test_ratio_of_two_models_token_by_token(trained, demonstrations, tmp_path):
+    """The oracle of Theorem 1's left side: PR over PR of a token, where the margin grew in both; 1 of a model to itself."""
+    base, _, start, end = trained
+    other = save(moved(base, 9, scale=0.01), tmp_path / "other")
+    settings = PairSettings(data=demonstrations, count=4)
+    first, second = redundancy(start, [end, other], pairs=settings, tokens=40)
+    assert [(t.pair, t.position, t.probability) for t in first.tokens] == [
+        (t.pair, t.position, t.probability) for t in second.tokens
+    ]
+    both = ratios(first, second)
+    assert (both.over, both.under, both.of) == (first.label, second.label, len(first.tokens))
+    slow = [a.ratio / b.ratio for a, b in zip(first.tokens, second.tokens, strict=True) if a.ratio and b.ratio]
+    assert [token.measured for token in both.tokens] == slow
+    assert 3 < len(slow) < len(first.tokens)
+    gained = [t.margin_after - t.margin_before for t in first.tokens]
+    [place, *_] = [
+        i for i, t in enumerate(first.tokens) if (t.pair, t.position) == (both.tokens[0].pair, both.tokens[0].position)
+    ]
+    beta = second.tokens[place].margin_after - second.tokens[place].margin_before
+    by_hand = (first.change_norm / gained[place]) / (second.change_norm / beta)  # the gradient's norm cancels
+    assert both.tokens[0].measured == pytest.approx(by_hand, rel=1e-6)
+    alone = ratios(first, first).summary()
+    assert (alone["measured"]["min"], alone["measured"]["max"], alone["at_least_one"]) == (1.0, 1.0, 1.0)
+    assert alone["rank_correlation"] is None  # one of them does not vary
+
+
+def test_rank_correlation_of_ratios():
+    def of(*pairs):
+        tokens = tuple(RatioToken(pair=0, position=i, measured=m, theorem=t) for i, (m, t) in enumerate(pairs))
+        return Ratios(over="a", under="b", of=9, tokens=tokens).summary()
+
+    assert of((1, 10), (2, 20), (50, 21))["rank_correlation"] == pytest.approx(1.0)
+    assert of((3, 10), (2, 20), (1, 21))["rank_correlation"] == pytest.approx(-1.0)
+    assert of((1, 10), (2, 20))["rank_correlation"] is None
+    assert of()["at_least_one"] is None
+
+
+def test_tokens_of_different_samples_are_not_compared(trained, demonstrations):
+    one, other = (
+        redundancy(trained[2], trained[3:], pairs=PairSettings(data=demonstrations, count=4), tokens=10, seed=seed)[0]
+        for seed in (0, 1)
+    )
+    with pytest.raises(ConfigError, match="measured on different tokens"):
+        ratios(one, other)

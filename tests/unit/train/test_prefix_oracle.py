@@ -148,7 +148,11 @@ def test_gradient_is_that_of_the_objective(policy, reference, name, budget):
     if kind == "last":  # of the last group the hybrid is wrong, elsewhere it is right
         groups = [replace(g, rewards=(*g.rewards[:-1], float(i < 3))) for i, g in enumerate(groups)]
     table = {"name": name, **settings}
-    legacy = {"name": "prefix_rft", "prefix_ranking": "micro_batch", **table.pop("legacy")} if "legacy" in table else {}
+    legacy = (
+        {"name": "prefix_rft", "prefix_ranking": "within_micro_batches", **table.pop("legacy")}
+        if "legacy" in table
+        else {}
+    )
     config = decode(Config, {"method": table, "legacy": legacy})
     check_config(config)
     method = make_method(config)
