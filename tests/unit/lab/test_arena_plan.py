@@ -198,6 +198,23 @@ def test_a_list_of_stages_has_the_budget_in_all_and_every_stage_its_share_of_the
     assert load_config(str(path))[1] == points[1][1].config
 
 
+def test_rates_of_the_last_stage_alone(tmp_path):
+    """Where the stages before it are a start that all share: their rates stay, and the grid is of the last one's optimizers."""
+    path = tmp_path / "staged.toml"
+    path.write_text(STAGED.replace("[tuning]", '[tuning]\nstages = "last"'))
+    arena = read_arena(path)
+    mifo, after, rejuvenated = make_entries(arena, "runs")
+    assert (mifo.optimizers, after.optimizers, rejuvenated.optimizers) == (("rl", "sft"), ("rl", "sft"), ("rl",))
+    sft, last = final_run(after, 0, (2.0, 3.0)).config.by_stage
+    before, own = load_config("mifo-after-sft-smollm2")[1].by_stage
+    assert (sft.rl_optimizer, sft.sft_optimizer) == (before.rl_optimizer, before.sft_optimizer)
+    assert last.sft_optimizer.learning_rate == pytest.approx(3 * own.sft_optimizer.learning_rate)
+    assert [factors for factors, _ in tuning_runs(arena, rejuvenated)] == [(1.0, 1.0), (2.0, 1.0)]
+    assert final_run(mifo, 0, (2.0, 3.0)).rates == pytest.approx(
+        (2 * own.rl_optimizer.learning_rate, 3 * own.sft_optimizer.learning_rate)
+    )
+
+
 def test_stages_may_stand_in_the_arena(tmp_path):
     path = tmp_path / "staged.toml"
     stages = '[[methods.two.settings.stages]]\nsteps = 2\nmethod = { name = "sft" }\n[[methods.two.settings.stages]]\n'
