@@ -81,6 +81,8 @@ def overlap_command(known: argparse.Namespace) -> int:
     screen = _begin()
     found = overlap(known.checkpoints, top=known.top, names=known.names)
     screen.print(_overlap_table(found))
+    if found.masks:
+        screen.print(_mask_table(found))
     lines = write_outputs(
         Path(known.out).expanduser(),
         "overlap",
@@ -275,6 +277,15 @@ def _overlap_table(found: Overlap) -> Table:
     for pair in found.pairs:
         values = [getattr(pair, name) for name in names]
         table.add_row(f"{pair.earlier} → {pair.later}", *("-" if v is None else f"{v:.3f}" for v in values))
+    return table
+
+
+def _mask_table(found: Overlap) -> Table:
+    table = Table("masks", "frozen", "then", "stayed frozen", "churn", title="MIFO's own masks, with their history")
+    for pair in found.masks:
+        shares = (pair.frozen_earlier, pair.frozen_later, pair.kept, pair.churn)
+        cells = ("-" if share is None else f"{100 * share:.1f} %" for share in shares)
+        table.add_row(f"{pair.earlier} → {pair.later}", *cells)
     return table
 
 

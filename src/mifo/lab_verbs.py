@@ -80,7 +80,12 @@ def _add_magnitude(probes: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_overlap(probes: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = probes.add_parser("overlap", help="how much of what one phase moved the next moves again")
-    parser.add_argument("checkpoints", metavar="MODEL", nargs="+", help=f"three or more along a run: {MODEL_HELP}")
+    parser.add_argument(
+        "checkpoints",
+        metavar="MODEL",
+        nargs="+",
+        help=f"three or more along a run, or one run with run.keep_phases: {MODEL_HELP}",
+    )
     parser.add_argument(
         "--top", type=float, default=0.5, metavar="K", help="share of elements in a mask (default: 0.5)"
     )

@@ -19,7 +19,7 @@ from mifo.cli import quiet_libraries
 from mifo.errors import ConfigError
 from mifo.lab.paper.finding import Finding, Judged
 from mifo.lab.paper.plan import Plan
-from mifo.lab.paper.suite import Options, chosen, run_suite, suite_record
+from mifo.lab.paper.suite import Options, chosen, recorded, run_suite, suite_record
 from mifo.lab.paper.tier import TIERS, Tier
 from mifo.report.output import NO_FIGURE, new_figure
 from mifo.report.paper_page import claims_csv, page, print_findings
@@ -44,16 +44,37 @@ def paper_command(known: argparse.Namespace) -> int:
     options = _options(known)
     logging.getLogger("mifo").setLevel(logging.WARNING)  # measurements would name the engine of every pruned model
     stop = Stop()
+    _check_arena(options, findings)
+
+    def write() -> list[Path]:
+        """The page of all that the folder holds, findings of earlier calls included."""
+        return _write(tier, recorded(tier, options), options)
+
     with stopping_on_signals(stop):
-        judged = run_suite(tier, findings, options, stop=stop, say=console.print)
+        judged = run_suite(tier, findings, options, stop=stop, say=console.print, judged_one=write)
     if judged is None:
         console.print("stopped; runs under way are saved. Continue with the same command")
         assert stop.signal is not None
         return EXIT_STOPPED[stop.signal]
     print_findings(console, judged)
-    written = _write(tier, judged, options)
+    written = write()
     console.print(f"written to {options.folder}: {', '.join(path.name for path in written)}")
     return 0
+
+
+def _check_arena(options: Options, findings: Sequence[Finding]) -> None:
+    if options.arena is None:
+        return
+    if not options.arena.is_dir():
+        raise ConfigError(
+            f"--arena = '{options.arena}' is no folder. Name that of a finished arena, or leave --arena out."
+        )
+    if not any(finding.in_arena for finding in findings):
+        able = ", ".join(finding.name for finding in chosen(None) if finding.in_arena)
+        raise ConfigError(
+            f"--arena = '{options.arena}' has no effect: none of {', '.join(f.name for f in findings)} can be judged by an "
+            f"arena's runs. It goes with {able}."
+        )
 
 
 def _list(console: Screen, tier: Tier, findings: Sequence[Finding]) -> None:

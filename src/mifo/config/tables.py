@@ -202,6 +202,8 @@ class RunConfig:
     """How many of the newest checkpoints stay."""
     keep_every: Count | None = None
     """Also keep every checkpoint whose turn is a multiple of this; none: only the newest."""
+    keep_phases: bool = False
+    """Also keep the weights where each phase ends, and MIFO's mask, in phases/: for `mifo probe overlap RUN`."""
     background_checkpoints: bool = True
     """Write checkpoints beside training, at the cost of a copy of all state while one is written; false waits instead."""
     verify_checkpoints: bool = True

@@ -15,6 +15,9 @@ No paper defines "overwritten"; the definition is ours. Everything is exact over
 top k come from histograms of the bits of |Δ|, in three passes over the files, so that memory does not grow with the
 model.
 
+A run that kept the weights where its phases end (`run.keep_phases`) can be named alone: these are the checkpoints. Where MIFO
+froze, its own masks (with history) were kept too, and how much of each the next one holds is given beside.
+
 Legend: E elements of one block.
 """
 
@@ -22,17 +25,22 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from mifo.core.select import kept_count
 from mifo.core.topk import BINS, LOW_BITS, check_orderable
 from mifo.errors import ConfigError
 from mifo.lab.source import Tensors, common_names, find_source, labels_of
+from mifo.train.checkpoint import STATE, read_json
+from mifo.train.kept_phases import MASK, START, kept_phases
 
 LOW = 1 << LOW_BITS
 
@@ -64,14 +72,27 @@ class PhaseChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaskChurn:
+    """What MIFO froze in one SFT phase and in the next: shares of all elements, and the share of the first that stayed frozen."""
+
+    earlier: str
+    later: str
+    frozen_earlier: float
+    frozen_later: float
+    kept: float | None
+    churn: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """Phases of one run and every pair of them."""
+    """Phases of one run and every pair of them; `masks` of neighbouring SFT phases of a run that kept them."""
 
     checkpoints: tuple[str, ...]
     top: float
     elements: int
     phases: tuple[PhaseChange, ...]
     pairs: tuple[PhaseOverlap, ...]
+    masks: tuple[MaskChurn, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """Plain data."""
@@ -86,7 +107,7 @@ def overlap(checkpoints: Sequence[str], *, top: float = 0.5, names: Sequence[str
     """Compare what the phases between checkpoints moved.
 
     Args:
-        checkpoints: θ_0 ... θ_n, at least three.
+        checkpoints: θ_0 ... θ_n, at least three; or one run that kept its phases.
         top: k, the share of all elements that a phase's mask holds, in (0, 1].
         names: of the phases, n of them; by default the checkpoints they ended in.
 
@@ -95,6 +116,12 @@ def overlap(checkpoints: Sequence[str], *, top: float = 0.5, names: Sequence[str
         ModelError: one is no model, or their architectures differ.
         NumericsError: a weight is not finite.
     """
+    masks: tuple[MaskChurn, ...] = ()
+    if len(checkpoints) == 1:
+        kept = _kept(checkpoints[0])
+        names = names or [name for name, _ in kept[1:]]
+        masks = tuple(_mask_churn([path for _, path in kept]))
+        checkpoints = [str(path) for _, path in kept]
     if len(checkpoints) < 3:
         raise ConfigError(
             f"overlap of {len(checkpoints)} checkpoints: two phases need three: start, end of RL, end of SFT."
@@ -117,7 +144,52 @@ def overlap(checkpoints: Sequence[str], *, top: float = 0.5, names: Sequence[str
         _pair(labels[i], labels[j], sums.phases[i], sums.phases[j], pair, changes.elements)
         for (i, j), pair in sums.pairs.items()
     )
-    return Overlap(checkpoints=tuple(checkpoints), top=top, elements=changes.elements, phases=phases, pairs=pairs)
+    return Overlap(
+        checkpoints=tuple(checkpoints), top=top, elements=changes.elements, phases=phases, pairs=pairs, masks=masks
+    )
+
+
+def _kept(run: str) -> list[tuple[str, Path]]:
+    """The kept weights of a run with the names of the phases that end there: rl 1, sft 1, rl 2, ...
+
+    Raises:
+        ConfigError: it kept none.
+    """
+    found, counts = list[tuple[str, Path]](), Counter[str]()
+    for path in kept_phases(Path(run).expanduser()):
+        phase = str(read_json(path / STATE)["phase"])
+        counts[phase] += 1
+        found.append((phase if phase == START else f"{phase} {counts[phase]}", path))
+    if not found:
+        raise ConfigError(
+            f"overlap of '{run}' alone: it keeps no weights where its phases end. Train with --run.keep-phases, or name three "
+            "or more checkpoints."
+        )
+    return found
+
+
+def _mask_churn(paths: Sequence[Path]) -> Iterator[MaskChurn]:
+    """Of neighbouring masks, tensor by tensor."""
+    holding = [path for path in paths if (path / f"{MASK}.safetensors").is_file()]
+    for number, (earlier, later) in enumerate(itertools.pairwise(holding), start=1):
+        elements = first = second = both = 0
+        with (
+            safe_open(earlier / f"{MASK}.safetensors", framework="pt") as before,
+            safe_open(later / f"{MASK}.safetensors", framework="pt") as after,
+        ):
+            for name in sorted(before.keys()):
+                mask, other = before.get_tensor(name), after.get_tensor(name)
+                elements, first, second = elements + mask.numel(), first + int(mask.sum()), second + int(other.sum())
+                both += int((mask & other).sum())
+        kept = both / first if first else None
+        yield MaskChurn(
+            earlier=f"sft {number}",
+            later=f"sft {number + 1}",
+            frozen_earlier=first / elements,
+            frozen_later=second / elements,
+            kept=kept,
+            churn=None if kept is None else 1.0 - kept,
+        )
 
 
 class _Changes:

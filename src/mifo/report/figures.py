@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENTROPY_BINS = 30
+MOST_PAIRS = 10  # of phases in one figure
 COLOURS = (
     "#1b6ca8", "#d1495b", "#2e933c", "#8d5a97", "#e8a33d", "#555555", "#17a2b8", "#a0522d", "#e377c2", "#6b8e23", "#1f2a7a",
     "#c0a000",
@@ -107,13 +108,16 @@ def draw_entropy(figure: Figure, report: EntropyReport) -> None:
 
 
 def draw_overlap(figure: Figure, found: Overlap) -> None:
-    """Cosine, mask churn and overwriting for each pair of phases."""
-    axes = figure.subplots()
+    """Cosine, mask churn and overwriting for each pair of phases; of many phases for neighbours alone."""
+    axes, pairs = figure.subplots(), list(found.pairs)
+    if len(pairs) > MOST_PAIRS:
+        places = {phase.name: place for place, phase in enumerate(found.phases)}
+        pairs = [pair for pair in pairs if places[pair.later] == places[pair.earlier] + 1]
     shown = ("cosine", "sign_agreement", "kept", "touched", "overwritten", "undone")
-    width = 0.8 / len(found.pairs)
-    for place, (colour, pair) in enumerate(zip(_colours(len(found.pairs)), found.pairs, strict=True)):
+    width = 0.8 / len(pairs)
+    for place, (colour, pair) in enumerate(zip(_colours(len(pairs)), pairs, strict=True)):
         values = [getattr(pair, name) for name in shown]
-        at = [i + (place - (len(found.pairs) - 1) / 2) * width for i in range(len(shown))]
+        at = [i + (place - (len(pairs) - 1) / 2) * width for i in range(len(shown))]
         heights = [0.0 if value is None else value for value in values]
         axes.bar(at, heights, width, color=colour, label=f"{pair.earlier} → {pair.later}")
     axes.set_xticks(range(len(shown)), [name.replace("_", " ") for name in shown])

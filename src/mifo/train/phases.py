@@ -21,6 +21,7 @@ from mifo.core.freeze import restore_frozen
 from mifo.core.importance import ImportanceMap
 from mifo.train.adapters import Adapters
 from mifo.train.collect import derive_seed
+from mifo.train.kept_phases import keep_phase
 from mifo.train.metrics import freeze_record, score_record
 from mifo.train.reference import refer
 from mifo.train.rejuvenate import rejuvenate_before_stage, rejuvenate_between_intervals
@@ -42,6 +43,7 @@ def enter(run: Run, phase: Phase) -> None:
         return
     if phase.name == "sft" and run.phase is not None and phase.metered:
         _enter_sft(run, phase)
+    keep_phase(run)
     if phase.fresh:
         run.parts.optimizers[phase.optimizer].reset()
     if phase.scorer_learns is not None and run.parts.scorer is not None and (phase.fresh or run.phase is None):

@@ -23,6 +23,7 @@ from mifo.train.corpus import Corpus
 from mifo.train.faults import Fault, check_state, check_weights
 from mifo.train.guard import Guard
 from mifo.train.journal import Journal
+from mifo.train.kept_phases import keep_phase
 from mifo.train.learner import Learner
 from mifo.train.ledger import Ledger
 from mifo.train.metrics import gap_alarm, group_metrics, score_record, tokens_per_second, update_record
@@ -264,8 +265,11 @@ class Run:
         """Leave the last phase, measure, save; nothing where that was done."""
         if self.finished_at == self.iterations:
             return
-        if sft_is_open(self):
+        was_open = sft_is_open(self)
+        if was_open:
             leave_sft(self)
+        keep_phase(self)
+        if was_open:
             self.phase = None
             self.mark()
         score = self.evaluate("after")

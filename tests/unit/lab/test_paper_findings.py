@@ -8,20 +8,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mifo.cli import main
 from mifo.config.check import check_config
 from mifo.config.decode import decode
 from mifo.config.schema import Config
-from mifo.errors import ConfigError
+from mifo.errors import CheckpointError, ConfigError
 from mifo.lab.paper import suite
 from mifo.lab.paper.finding import Evidence
-from mifo.lab.paper.measure import demonstrations, norms
+from mifo.lab.paper.measure import demonstrations, norms, pass_gaps
 from mifo.lab.paper.plan import LATER_SEED, Plan
-from mifo.lab.paper.suite import FINDINGS, Options, beyond_defaults, chosen, run_suite
+from mifo.lab.paper.suite import FINDINGS, Options, beyond_defaults, chosen, recorded, run_suite
 from mifo.lab.paper.tier import SMALL, SMOKE, TIERS
 from mifo.lab.trial_results import Evaluation, TrialResult
 from mifo.lab.trials import Trials
 from mifo.report.paper_page import claims_csv, page
 from mifo.report.paper_plot import draw_claims
+from mifo.train.lock import FolderLock
 from mifo.train.model import tiny_model
 from mifo.train.stop import Stop
 
@@ -154,20 +156,39 @@ def test_a_difference_of_differences(tmp_path):
 
 
 def test_gradients_and_gains_of_over_trained_models(tmp_path, monkeypatch):
-    moved = {"mod-rl": 2.0, "over-rl": 1.0, "over": 10.0, "mod": 4.0}
+    moved = {"under-rl": 4.0, "mod-rl": 2.0, "over-rl": 1.0, "over": 10.0}
     monkeypatch.setattr(
         "mifo.lab.paper.s3_plasticity.total_norms",
         lambda evidence, before, after: {seed: moved[after] * (1 + 0.01 * seed) for seed in evidence.plan.seeds},
     )
     claims = judged(
         "plasticity",
-        {"mod-rl": 0.7, "over-rl": 0.3},
+        {"under-rl": 0.9, "mod-rl": 0.7, "over-rl": 0.3},
         tmp_path,
-        before={"mod-rl": 0.2, "over-rl": 0.2},
-        gradient={"mod-rl": 1.0, "over-rl": 3.0},
+        before={"under-rl": 0.1, "mod-rl": 0.2, "over-rl": 0.2},
+        gradient={"under-rl": 0.5, "mod-rl": 1.0, "over-rl": 3.0},
     )
     values = [claim.measured.value for claim in claims]
-    assert values == pytest.approx([3.0, 0.5, 0.1, -0.4, -0.4])
+    assert values == pytest.approx([3.0, 0.5, 6.0, 0.25, 0.1, -0.4, -0.7, -0.4])
+
+
+def test_the_gap_of_pass_at_k_is_of_single_problems(tmp_path, monkeypatch):
+    """One right of eight: the problem is solved once in eight, and its gap is 7/8; all or none right: 0."""
+    plan = Plan(tier=SMOKE, folder=tmp_path)
+    BY_NAME["saturation"].trials(plan)
+    asked = []
+
+    def sampled(config):
+        asked.append((config.evaluation.samples, config.evaluation.temperature, config.data.evaluation))
+        return {"a": 1 / 8, "b": 1.0, "c": 0.0}
+
+    monkeypatch.setattr("mifo.lab.paper.measure.verdicts", sampled)
+    monkeypatch.setattr(Evidence, "export", lambda self, name, seed: str(tmp_path))
+    results = {f"over-seed{seed}": result(plan, "over", seed, 0.5) for seed in plan.seeds}
+    evidence = Evidence(plan=plan, results=results, cache=tmp_path / "measures")
+    assert pass_gaps(evidence, "over") == {seed: {"a": 7 / 8, "b": 0.0, "c": 0.0} for seed in plan.seeds}
+    assert pass_gaps(evidence, "over")[0]["a"] == 7 / 8
+    assert asked == [(8, 0.6, results["over-seed0"].config.data.evaluation)] * SMOKE.seeds
 
 
 def test_norms_and_demonstrations_are_measured_once(tmp_path):
@@ -222,6 +243,41 @@ def test_what_was_judged_is_not_run_again_unless_its_runs_are_others(runner, tmp
     assert len(runner.calls) == 2
     run(tmp_path, ["ablation"], tier=replace(SMOKE, flops=2 * SMOKE.flops))
     assert len(runner.calls) == 3
+
+
+def test_the_page_is_of_all_that_the_folder_holds(runner, tmp_path):
+    """A single finding asked for later, or a stop, leaves the others on the page; records of other runs are not on it."""
+    options = Options(folder=tmp_path, jobs=1, threads=1)
+    assert recorded(SMOKE, options) == []
+    first = run(tmp_path, ["length"])
+    second = run(tmp_path, ["ablation"])
+    assert recorded(SMOKE, options) == [*first, *second]  # in the order of the suite
+    assert recorded(replace(SMOKE, flops=2 * SMOKE.flops), options) == []
+    heard = []
+    run_suite(
+        SMOKE,
+        chosen(["ablation", "length"]),
+        options,
+        stop=Stop(),
+        say=lambda line: None,
+        judged_one=lambda: heard.append(len(recorded(SMOKE, options))),
+    )
+    assert heard == [2, 2]
+
+
+def test_a_second_suite_in_the_folder_is_refused(runner, tmp_path):
+    with FolderLock(tmp_path / "findings"), pytest.raises(CheckpointError, match="--folder"):
+        run(tmp_path, ["ablation"])
+
+
+def test_an_arena_that_is_not_there_or_of_no_use_is_refused_before_anything_is_trained(capsys, tmp_path):
+    def mistake(*flags):
+        assert main(["paper", "--tier", "smoke", "--folder", str(tmp_path / "suite"), *map(str, flags)]) == 2
+        assert not (tmp_path / "suite").exists()
+        return capsys.readouterr().err
+
+    assert "is no folder" in mistake("--arena", tmp_path / "nothing")
+    assert "none of magnitude can be judged" in mistake("--only", "magnitude", "--arena", tmp_path)
 
 
 def test_a_failed_run_is_told_and_tried_again(runner, tmp_path):
@@ -333,4 +389,4 @@ def test_shipped_findings_are_those_of_the_tier_s_runs():
                 stop=Stop(),
                 say=print,
             )
-            assert json.loads(record.read_text())["key"] == work._key(trials), finding.name
+            assert json.loads(record.read_text())["key"] == work.key(trials), finding.name

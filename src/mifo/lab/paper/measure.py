@@ -149,6 +149,26 @@ def _curve(start: str, run: str, settings: SparsifySettings) -> Sequence[tuple[f
     return found.curve(found.scores[0].model)
 
 
+PASS_SAMPLES, PASS_TEMPERATURE = 8, 0.6  # S3 samples at 0.6; its K is not stated
+
+
+def pass_gaps(evidence: Evidence, name: str) -> dict[int, Mapping[str, float]]:
+    """Pass@K − Pass@1 of every held-out problem by seed: whether one of K responses is right, less the share of them that is."""
+    found = {}
+    for seed, result in evidence.runs(name).items():
+
+        def measure(seed: int = seed, config: Config = result.config) -> Mapping[str, float]:
+            set_up_cpu(config.train.threads)
+            problems = config.data.evaluation_problems or evidence.plan.tier.problems
+            own = for_problems(config, Path(evidence.export(name, seed)), config.data.evaluation, problems)
+            sampled = replace(own.evaluation, samples=PASS_SAMPLES, temperature=PASS_TEMPERATURE)
+            shares = verdicts(replace(own, evaluation=sampled))
+            return {problem: float(share > 0) - share for problem, share in shares.items()}
+
+        found[seed] = cast("Mapping[str, float]", evidence.once(f"pass-gap-{name}-seed{seed}", measure))
+    return found
+
+
 def solved_with_template(evidence: Evidence, name: str, template: TemplateName) -> dict[int, Mapping[str, float]]:
     """Verdicts on held-out problems by seed and problem when another template makes the prompts."""
     found = {}

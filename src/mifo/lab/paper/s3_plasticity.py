@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mifo.lab.claims import Claim, ratio
+from mifo.lab.claims import Claim, contrast, ratio
 from mifo.lab.paper.finding import KEPT, Evidence, Finding, accuracy_claim, per_seed
-from mifo.lab.paper.measure import demonstrations, total_norms
+from mifo.lab.paper.measure import PASS_SAMPLES, demonstrations, pass_gaps, total_norms
 from mifo.lab.paper.plan import Plan, Tables
 from mifo.lab.trials import Trial, TrialResult
 
@@ -69,19 +69,33 @@ def _output(evidence: Evidence) -> Iterator[Claim]:
                 bound=1.0,
                 measured=ratio(figures[more], figures[less]),
             )
-    yield Claim(
-        text="overSFT moves the weights further than modSFT",
-        paper="far more, read off the figure",
-        unit="ratio",
-        side="above",
-        bound=1.0,
-        measured=ratio(total_norms(evidence, "shipped", "over"), total_norms(evidence, "shipped", "mod")),
-    )
+    moved = {stage: total_norms(evidence, "shipped", stage) for stage in STAGES}
+    for more, less in (("mod", "under"), ("over", "mod")):
+        yield Claim(
+            text=f"{more}SFT moves the weights further than {less}SFT",
+            paper="far more, read off the figure",
+            unit="ratio",
+            side="above",
+            bound=1.0,
+            measured=ratio(moved[more], moved[less]),
+        )
+    gaps = {stage: pass_gaps(evidence, stage) for stage in STAGES}
+    for less, more, paper in (
+        ("over", "mod", "11.2 against 15.3 points"),
+        ("over", "under", "11.2 against 13.7 points"),
+    ):
+        yield Claim(
+            text=f"Pass@{PASS_SAMPLES} - Pass@1 is smaller from {less}SFT than from {more}SFT",
+            paper=paper,
+            unit="points",
+            side="below",
+            measured=contrast([(1.0, gaps[less]), (-1.0, gaps[more])]),
+        )
 
 
 def gain_trials(plan: Plan, seed: int) -> list[Trial]:
-    """RL from the moderately and the over-trained model."""
-    return [rl_after(plan, sft_for(plan, stage, seed), stage, seed) for stage in ("mod", "over")]
+    """RL from the under-, the moderately and the over-trained model."""
+    return [rl_after(plan, sft_for(plan, stage, seed), stage, seed) for stage in STAGES]
 
 
 def _gradient_norm(run: TrialResult) -> float | None:
@@ -90,30 +104,25 @@ def _gradient_norm(run: TrialResult) -> float | None:
 
 
 def _gain(evidence: Evidence) -> Iterator[Claim]:
-    moved = {stage: total_norms(evidence, stage, f"{stage}-rl") for stage in ("mod", "over")}
-    gradient = {stage: evidence.each(f"{stage}-rl", _gradient_norm) for stage in ("mod", "over")}
-    gained = {
-        ("over-rl", "after"): 1.0,
-        ("over-rl", "before"): -1.0,
-        ("mod-rl", "after"): -1.0,
-        ("mod-rl", "before"): 1.0,
-    }
-    yield Claim(
-        text="RL's gradients are larger from overSFT than from modSFT",
-        paper="much larger, read off the figure",
-        unit="ratio",
-        side="above",
-        bound=1.0,
-        measured=ratio(gradient["over"], gradient["mod"]),
-    )
-    yield Claim(
-        text="RL moves the weights less from overSFT than from modSFT",
-        paper="less, read off the figure",
-        unit="ratio",
-        side="below",
-        bound=1.0,
-        measured=ratio(moved["over"], moved["mod"]),
-    )
+    moved = {stage: total_norms(evidence, stage, f"{stage}-rl") for stage in STAGES}
+    gradient = {stage: evidence.each(f"{stage}-rl", _gradient_norm) for stage in STAGES}
+    for stage in ("mod", "under"):
+        yield Claim(
+            text=f"RL's gradients are larger from overSFT than from {stage}SFT",
+            paper="much larger, read off the figure" if stage == "mod" else "largest, by the text",
+            unit="ratio",
+            side="above",
+            bound=1.0,
+            measured=ratio(gradient["over"], gradient[stage]),
+        )
+        yield Claim(
+            text=f"RL moves the weights less from overSFT than from {stage}SFT",
+            paper="less, read off the figure",
+            unit="ratio",
+            side="below",
+            bound=1.0,
+            measured=ratio(moved["over"], moved[stage]),
+        )
     yield Claim(
         text="RL moves the weights less than the overSFT before it",
         paper="much less, read off the figure",
@@ -122,20 +131,27 @@ def _gain(evidence: Evidence) -> Iterator[Claim]:
         bound=1.0,
         measured=ratio(moved["over"], total_norms(evidence, "shipped", "over")),
     )
-    yield Claim(
-        text="RL gains less from overSFT than from modSFT",
-        paper="+4.9 against +7.9 points",
-        unit="points",
-        side="below",
-        measured=evidence.contrast(gained),
-    )
+    for stage, paper in (("mod", "+4.9 against +7.9 points"), ("under", "less, read off the figure")):
+        gained = {
+            ("over-rl", "after"): 1.0,
+            ("over-rl", "before"): -1.0,
+            (f"{stage}-rl", "after"): -1.0,
+            (f"{stage}-rl", "before"): 1.0,
+        }
+        yield Claim(
+            text=f"RL gains less from overSFT than from {stage}SFT",
+            paper=paper,
+            unit="points",
+            side="below",
+            measured=evidence.contrast(gained),
+        )
     yield accuracy_claim(evidence, "and ends lower", "-2.1 points", "over-rl", "mod-rl", "below")
 
 
 # --- rejuvenation: Tables 2 and 4 to 7 -------------------------------------------------------------------------------
 
-ALPHAS = (0.4, 0.6)
-RHOS = (0.005, 0.04)
+ALPHAS = (0.4, 0.45, 0.55, 0.6)
+RHOS = (0.005, 0.02, 0.04)
 
 
 def _rejuvenated(plan: Plan, name: str, seed: int, stage: str = "over", **switches: float) -> Trial:
@@ -144,8 +160,10 @@ def _rejuvenated(plan: Plan, name: str, seed: int, stage: str = "over", **switch
 
 def _rejuvenation_trials(plan: Plan, seed: int) -> list[Trial]:
     dft = sft_for(plan, "over", seed, "over-dft", sft={"loss": "dft"})
+    mod, over = (rl_after(plan, sft_for(plan, stage, seed), stage, seed) for stage in ("mod", "over"))
     return [
-        *gain_trials(plan, seed),
+        mod,
+        over,
         rl_after(plan, dft, "over-dft", seed),
         _rejuvenated(plan, "rejuvenated", seed, alpha=0.5, rho=0.01),
         _rejuvenated(plan, "fused", seed, alpha=0.5, rho=0.0),
@@ -178,8 +196,11 @@ def _switch_trials(plan: Plan, seed: int) -> list[Trial]:
 def _switches(evidence: Evidence) -> Iterator[Claim]:
     for first, second, text, paper in (
         ("fused", "fused-0.4", "α = 0.5 is better than 0.4", "+0.2 points"),
+        ("fused", "fused-0.45", "α = 0.5 is better than 0.45", "+0.2 points"),
+        ("fused", "fused-0.55", "α = 0.5 is better than 0.55", "+0.4 points"),
         ("fused", "fused-0.6", "α = 0.5 is better than 0.6", "+1.2 points"),
         ("rejuvenated", "rejuvenated-0.005", "ρ = 1 % is better than 0.5 %", "+0.8 points"),
+        ("rejuvenated", "rejuvenated-0.02", "ρ = 1 % is better than 2 %", "+0.2 points"),
         ("rejuvenated", "rejuvenated-0.04", "ρ = 1 % is better than 4 %", "+1.9 points"),
     ):
         yield accuracy_claim(evidence, text, paper, f"{first}-rl", f"{second}-rl")
@@ -198,7 +219,7 @@ FINDINGS = (
         name="plasticity",
         source="S3, Figures 3 to 5 and Table 2",
         claim="From an over-trained model RL has larger gradients, moves less and gains less.",
-        setting="The same RL from the moderately and the over-trained model.",
+        setting="The same RL from the under-, the moderately and the over-trained model.",
         trials=per_seed(gain_trials),
         judge=lambda e: tuple(_gain(e)),
     ),
@@ -214,7 +235,7 @@ FINDINGS = (
         name="rejuvenation-switches",
         source="S3, Tables 5 and 6",
         claim="α = 0.5 and ρ = 1 % are better than less and more.",
-        setting="RL after fusion with α of 0.4, 0.5 and 0.6, and after resetting with ρ of 0.5, 1 and 4 %.",
+        setting="RL after fusion with α of 0.4, 0.45, 0.5, 0.55 and 0.6, and after resetting with ρ of 0.5, 1, 2 and 4 %.",
         trials=per_seed(_switch_trials),
         judge=lambda e: tuple(_switches(e)),
     ),

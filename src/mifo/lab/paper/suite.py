@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mifo.lab.paper.tier import Tier
 from mifo.lab.trial_results import EXPORT, TrialResult, read_trial
 from mifo.lab.trials import RUNS, Trial, run_trials
 from mifo.train.checkpoint import read_json
+from mifo.train.lock import FolderLock
 from mifo.train.stop import Stop
 from mifo.train.storage import Storage, replace_file
 
@@ -67,7 +68,13 @@ def chosen(names: Sequence[str] | None) -> list[Finding]:
 
 
 def run_suite(
-    tier: Tier, findings: Sequence[Finding], options: Options, *, stop: Stop, say: Callable[[str], None]
+    tier: Tier,
+    findings: Sequence[Finding],
+    options: Options,
+    *,
+    stop: Stop,
+    say: Callable[[str], None],
+    judged_one: Callable[[], None] = lambda: None,
 ) -> list[Judged] | None:
     """Put findings to the test.
 
@@ -77,6 +84,7 @@ def run_suite(
         options: where, and how many at a time.
         stop: when asked, runs under way save; the same call goes on from there.
         say: hears of every run and finding.
+        judged_one: called after each finding, whose record is there then.
 
     Returns:
         What was found, in the same order; None where `stop` was asked before the end.
@@ -85,6 +93,18 @@ def run_suite(
         ConfigError: the folder holds other runs of these names, or the arena has not the runs.
         CheckpointError: the folder is in use or cannot be written to.
     """
+    with FolderLock(options.folder / JUDGED, elsewhere="--folder"):
+        return _run_findings(tier, findings, options, stop, say, judged_one)
+
+
+def _run_findings(
+    tier: Tier,
+    findings: Sequence[Finding],
+    options: Options,
+    stop: Stop,
+    say: Callable[[str], None],
+    judged_one: Callable[[], None],
+) -> list[Judged] | None:
     plan, judged = Plan(tier=tier, folder=options.folder), list[Judged]()
     for seed in plan.seeds:
         plan.write_shipped(seed)
@@ -95,8 +115,23 @@ def run_suite(
             return None
         say(f"  {finding.name}: {found.verdict}")
         judged.append(found)
+        judged_one()
         _drop_exports(options.folder, plan, finding, findings[place:])
     return judged
+
+
+def recorded(tier: Tier, options: Options) -> list[Judged]:
+    """All findings whose record in the folder is of this tier and of the runs that they have now, in their order."""
+    plan, found = Plan(tier=tier, folder=options.folder), []
+    for finding in FINDINGS:
+        path = options.folder / JUDGED / f"{finding.name}.json"
+        arena = read_json(path).get("arena") if path.is_file() else None
+        own = replace(options, arena=None if arena is None else Path(arena))
+        work = _Work(plan=plan, finding=finding, options=own, stop=Stop(), say=lambda line: None)
+        judged = work.stored(work.key([] if arena is not None else list(finding.trials(plan))))
+        if judged is not None:
+            found.append(judged)
+    return found
 
 
 @dataclass(kw_only=True)
@@ -113,8 +148,8 @@ class _Work:
         """From its record, or from its runs."""
         use_arena = self.options.arena is not None and bool(self.finding.in_arena)
         trials = [] if use_arena else list(self.finding.trials(self.plan))
-        key = self._key(trials)
-        stored = self._stored(key)
+        key = self.key(trials)
+        stored = self.stored(key)
         if stored is not None:
             return stored
         notes: tuple[str, ...] = ()
@@ -155,21 +190,23 @@ class _Work:
             seconds=sum(result.summary["seconds"] for result in results.values()),
         )
         if not failures:
-            _write(self._record, _plain(judged) | {"key": key})
+            arena = str(self.options.arena) if self.options.arena is not None and self.finding.in_arena else None
+            _write(self._record, _plain(judged) | {"key": key, "arena": arena})
         return judged
 
     @property
     def _record(self) -> Path:
         return self.options.folder / JUDGED / f"{self.finding.name}.json"
 
-    def _key(self, trials: Sequence[Trial]) -> str:
+    def key(self, trials: Sequence[Trial]) -> str:
         """A hash of all that the finding's runs are, so that a record of others is not taken for theirs."""
         runs = {trial.name: beyond_defaults(trial.config) for trial in trials}
         arena = ["", *map(str, sorted(self._arena_folders().values()))] if not trials else ""
         content = json.dumps([encode_tier(self.plan.tier), runs, arena])
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def _stored(self, key: str) -> Judged | None:
+    def stored(self, key: str) -> Judged | None:
+        """What a record of that key says; None where there is none."""
         if not self._record.is_file():
             return None
         record = read_json(self._record)
