@@ -20,7 +20,7 @@ from mifo.errors import DataError, ModelError
 from mifo.lab.source import Source, Tensors, model_config
 from mifo.train.build import make_chat
 from mifo.train.calibration import demonstrated_pairs
-from mifo.train.corpus import read_corpus
+from mifo.train.corpus import embedded_available, read_corpus
 from mifo.train.device import pick_device
 from mifo.train.model import load_model, load_tokenizer
 from mifo.train.policy import Policy
@@ -103,6 +103,9 @@ def _data_config(source: Source, settings: PairSettings) -> Config:
         max_demonstration_tokens=settings.max_tokens,
         verify_demonstrations=False,
     )
+    most = embedded_available(data, "train")
+    if most is not None:
+        data = replace(data, train_problems=min(settings.count, most))
     return Config(model=model_config(source), data=data)
 
 

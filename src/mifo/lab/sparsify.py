@@ -5,7 +5,8 @@ METHODS 8).
 
 over a grid of rates p and several masks each (the paper uses one mask and does not state its rates: 0.1 ... 0.9 and
 three masks are ours). Every pruned model is measured on held-out problems like any other (`eval`). SFT's checkpoint
-beside RL's, from the same start, is the comparison of the paper. Its online counterpart is the training setting
+beside RL's, from the same start, is the comparison of the paper: what each loses, and how much more one does than the
+other, is paired by mask and problem, with intervals over both. Its online counterpart is the training setting
 `train.gradient_drop`.
 
 One model is in memory; the start and the end of the change are read from their files.
@@ -17,7 +18,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -28,10 +28,12 @@ from mifo.core.surgery import keep_mask, prune
 from mifo.data.tasks import INSTRUCTION
 from mifo.errors import ConfigError
 from mifo.eval.score import evaluate, evaluation_sampling
+from mifo.lab.arena_statistics import Estimate
+from mifo.lab.claims import contrast
 from mifo.lab.samples import EMBEDDED_DATA, load_source
 from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of, model_config
 from mifo.train.build import build_engine, make_chat, make_grader, verifier
-from mifo.train.corpus import read_evaluation
+from mifo.train.corpus import embedded_available, read_evaluation
 from mifo.train.device import pick_device, pick_dtype
 from mifo.train.model import load_tokenizer
 from mifo.types import Score
@@ -78,14 +80,25 @@ class PrunedScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """Accuracy lost at one rate: by `model`, or, where `than` is given, by it more than by that one."""
+
+    model: str
+    rate: float
+    lost: Estimate
+    than: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sparsification:
-    """All scores of all models."""
+    """All scores of all models, what each lost, and how much more than the first each other one did."""
 
     start: str
     models: tuple[str, ...]
     settings: SparsifySettings
     note: str
     scores: tuple[PrunedScore, ...]
+    drops: tuple[Drop, ...]
 
     def curve(self, model: str) -> list[tuple[float, float, float, float]]:
         """(rate, mean accuracy over masks, lowest, highest) along the grid."""
@@ -125,17 +138,53 @@ def sparsify(start: str, models: Sequence[str], settings: SparsifySettings | Non
     common_names([begin, *ends])
     with _evaluation(ends[0].source, settings) as (measure, note):
         labels = labels_of([end.source for end in ends])
-        curves = [_curve(begin, end, label, measure, settings) for end, label in zip(ends, labels, strict=True)]
-    return Sparsification(start=start, models=tuple(models), settings=settings, note=note, scores=tuple(chain(*curves)))
+        curves = {label: _curve(begin, end, label, measure, settings) for end, label in zip(ends, labels, strict=True)}
+    return Sparsification(
+        start=start,
+        models=tuple(models),
+        settings=settings,
+        note=note,
+        scores=tuple(score for curve in curves.values() for score, _ in curve),
+        drops=tuple(_drops({label: _by_rate(curve) for label, curve in curves.items()}, settings)),
+    )
 
 
-def _curve(begin: Tensors, end: Tensors, label: str, measure: Measure, settings: SparsifySettings) -> list[PrunedScore]:
+Solved = Mapping[str, float]
+Curve = Sequence[tuple[PrunedScore, Solved]]
+
+
+def _by_rate(curve: Curve) -> dict[float, dict[int, Solved]]:
+    """rate -> mask -> problem -> share of right answers."""
+    found: dict[float, dict[int, Solved]] = {}
+    for score, solved in curve:
+        found.setdefault(score.rate, {})[score.mask] = solved
+    return found
+
+
+def _drops(solved: Mapping[str, Mapping[float, Mapping[int, Solved]]], settings: SparsifySettings) -> Iterator[Drop]:
+    """By masks in place of seeds: the trained model is the same under each."""
+    first = next(iter(solved))
+    for rate in sorted(set(settings.rates)):
+        lost = {}
+        for model, rates in solved.items():
+            whole = dict.fromkeys(range(settings.masks), rates[0.0][0])
+            lost[model] = [(1.0, whole), (-1.0, rates[rate])]
+            found = contrast(lost[model])
+            assert found is not None
+            yield Drop(model=model, rate=rate, lost=found)
+        for model in [label for label in solved if label != first]:
+            found = contrast([*lost[model], *((-weight, runs) for weight, runs in lost[first])])
+            assert found is not None
+            yield Drop(model=model, rate=rate, lost=found, than=first)
+
+
+def _curve(begin: Tensors, end: Tensors, label: str, measure: Measure, settings: SparsifySettings) -> Curve:
     scores = []
     model = load_source(end.source, "float32", settings.device)
     for rate, mask in _grid(settings):
         _put(model, begin, end, rate, mask, settings.seed)
         score = measure(model)
-        scores.append(_pruned_score(label, rate, mask, score))
+        scores.append((_pruned_score(label, rate, mask, score), dict(score.by_problem)))
         log.info("%s p = %g mask %d: %.3f", label, rate, mask, score.accuracy.value)
     return scores
 
@@ -190,18 +239,23 @@ def _config(source: Source, settings: SparsifySettings) -> Config:
     prompt = settings.system_prompt if settings.system_prompt is not None else data.system_prompt
     if settings.data.startswith(EMBEDDED_DATA) and prompt is None and source.run is None and template == "tokenizer":
         prompt = INSTRUCTION
+    own = settings.data.startswith(EMBEDDED_DATA)
+    held_out = replace(
+        DataConfig(),
+        evaluation=settings.data,
+        evaluation_problems=settings.limit,
+        evaluation_split=settings.split or "test",
+        families=data.families if own else (),
+        levels=data.levels if own else None,
+        template=template,
+        system_prompt=prompt,
+    )
+    most = embedded_available(held_out, "evaluation")
+    if most is not None and settings.limit is not None:
+        held_out = replace(held_out, evaluation_problems=min(settings.limit, most))
     return Config(
         model=model_config(source),
-        data=replace(
-            DataConfig(),
-            evaluation=settings.data,
-            evaluation_problems=settings.limit,
-            evaluation_split=settings.split or "test",
-            families=data.families if settings.data.startswith(EMBEDDED_DATA) else (),
-            levels=data.levels if settings.data.startswith(EMBEDDED_DATA) else None,
-            template=template,
-            system_prompt=prompt,
-        ),
+        data=held_out,
         rollout=RolloutConfig(max_response_tokens=settings.max_tokens),
         evaluation=EvaluationConfig(samples=settings.samples, temperature=settings.temperature),
     )

@@ -148,13 +148,28 @@ def _load(data: DataConfig, part: Part, path: str, verify: Verify) -> LoadReport
     )
 
 
+def embedded_available(data: DataConfig, part: Part) -> int | None:
+    """How many embedded problems a part can have with the table's families and levels; None where it is a file."""
+    if (data.train if part == "train" else data.evaluation) not in EMBEDDED_SPLITS:
+        return None
+    split, families = _embedded_split(data, part)
+    return tasks.available(split, families=families, max_level=data.levels)
+
+
+def _embedded_split(data: DataConfig, part: Part) -> tuple[tasks.Split, tuple[str, ...] | None]:
+    split = EMBEDDED_SPLITS[data.train if part == "train" else data.evaluation]
+    split = split or ("train" if part == "train" else "test")
+    return split, None if split == "ood" else data.families or None
+
+
 def _embedded(data: DataConfig, part: Part, count: int | None) -> tuple[tuple[Problem, ...], str, str]:
-    split = EMBEDDED_SPLITS[data.train if part == "train" else data.evaluation] or (
-        "train" if part == "train" else "test"
-    )
-    families = None if split == "ood" else data.families or None
+    split, families = _embedded_split(data, part)
     wanted = count or DEFAULT_EMBEDDED
-    problems = tuple(tasks.generate(split, wanted, families=families, max_level=data.levels))
+    try:
+        problems = tuple(tasks.generate(split, wanted, families=families, max_level=data.levels))
+    except DataError as error:  # it speaks of count; the user wrote data.train_problems or data.evaluation_problems
+        name = "train_problems" if part == "train" else "evaluation_problems"
+        raise DataError(str(error).replace("count = ", f"data.{name} = ", 1)) from error
     names = ", ".join(sorted({p.source.split("/")[-1] for p in problems}))
     note = f"data.{part}: {len(problems)} embedded problems, split {split} ({names})."
     return problems, note, fingerprint(problems)
