@@ -4,6 +4,8 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -12,7 +14,7 @@ from transformers import (
 
 from mifo.data.chartok import char_tokenizer
 
-FAMILIES = ("llama", "llama_bias", "qwen2", "qwen2_untied", "qwen3")
+FAMILIES = ("llama", "llama_bias", "mistral", "qwen2", "qwen2_untied", "qwen3", "qwen3_tied")
 
 
 def family_model(name, seed=0):
@@ -37,8 +39,10 @@ def family_model(name, seed=0):
         elif name == "llama_bias":
             config = LlamaConfig(**shared, tie_word_embeddings=True, attention_bias=True, mlp_bias=True)
             model = LlamaForCausalLM(config)
-        elif name == "qwen3":
-            model = Qwen3ForCausalLM(Qwen3Config(**shared, head_dim=16, tie_word_embeddings=False))
+        elif name == "mistral":
+            model = MistralForCausalLM(MistralConfig(**shared, sliding_window=None, tie_word_embeddings=False))
+        elif name.startswith("qwen3"):
+            model = Qwen3ForCausalLM(Qwen3Config(**shared, head_dim=16, tie_word_embeddings=name == "qwen3_tied"))
         else:
             model = Qwen2ForCausalLM(Qwen2Config(**shared, tie_word_embeddings=name == "qwen2"))
         for parameter in model.parameters():

@@ -30,6 +30,7 @@ from mifo.report.lab_tables import (
     coupling_table,
     drops_table,
     entropy_table,
+    largest_table,
     magnitude_table,
     mask_table,
     notes_on_bounds,
@@ -77,6 +78,7 @@ def magnitude_command(known: argparse.Namespace) -> int:
     screen = _begin()
     found = [magnitude(known.before, after, largest=known.largest) for after in known.after]
     screen.print(magnitude_table(found))
+    screen.print(largest_table(found))
     lines = write_outputs(
         Path(known.out).expanduser(),
         "magnitude",

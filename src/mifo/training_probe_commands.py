@@ -27,6 +27,7 @@ from mifo.report.output import write_outputs
 from mifo.report.training_figures import draw_bugs, draw_forgetting, draw_online
 from mifo.signals import EXIT_STOPPED, stopping_on_signals
 from mifo.train.console import Screen
+from mifo.train.manifest import MANIFEST
 from mifo.train.stop import Stop
 from mifo.training_probe_verbs import ONLINE_RECIPE, ONLINE_SEEDS, check_steps, refuse_flags
 
@@ -125,10 +126,19 @@ def sparsify_online_command(known: argparse.Namespace) -> int:
 
 
 def _folder(model: str | None) -> str | None:
-    """A model as runs anywhere find it; the export of a finished run where one is named."""
+    """A model as runs anywhere find it; the export of a finished run where one is named.
+
+    Raises:
+        ConfigError: it is a checkpoint, from which runs do not begin.
+    """
     if model is None:
         return None
     place = Path(model).expanduser()
+    if (place / MANIFEST).is_file():
+        raise ConfigError(
+            f"'{model}' is a checkpoint of a run, which is no model in Hugging Face format. Finish its run with --resume and "
+            "name that, or its export."
+        )
     if (place / "export").is_dir():
         place = place / "export"
     return str(place.resolve()) if place.is_dir() else model

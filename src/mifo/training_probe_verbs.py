@@ -42,8 +42,9 @@ def add_forgetting(probes: Probes[argparse.ArgumentParser]) -> None:
     parser.add_argument("--rl-steps", type=int, default=50, metavar="N", help="steps of RL before them (default: 50)")
     parser.add_argument(
         "--objectives", nargs="+", metavar="NAME",
-        help="rl (going on); ce and the other losses of SFT (dft, gem, asft, eaft, chord_phi); es, pf, mifo: SFT on selected "
-        "tokens, with freezing, with both; or recipes (default: rl ce dft es pf mifo)",
+        help="rl (going on); ce and the other losses of SFT (dft, gem, psft, asft, eaft, chord_phi); es, pf, mifo: SFT on "
+        "selected tokens, with freezing, with both; luffy, srft, relift; or recipes (default: rl ce dft es pf mifo luffy srft "
+        "relift)",
     )  # fmt: skip
     add_start(parser)
     parser.set_defaults(run=_forgetting)

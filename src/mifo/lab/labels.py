@@ -22,6 +22,8 @@ from mifo.data.labelled import LabelTask, text_and_label, tsv_rows
 from mifo.errors import DataError
 from mifo.types import Message, Problem
 
+UNREAD = (".csv", ".parquet", ".xlsx")  # endings of tables that are not read here
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -49,6 +51,11 @@ def read_examples(path: str, task: LabelTask, limit: int | None = None) -> tuple
         raise DataError(
             f"--data = '{path}' cannot be read ({error}). Name a JSONL or TSV file of labelled texts."
         ) from error
+    if file.suffix in UNREAD:
+        raise DataError(
+            f"--data = '{path}': {file.suffix} files are not read here. Write JSON lines with sentence (or text) and label, "
+            "or CoLA's TSV of four columns."
+        )
     rows = enumerate(tsv_rows(text.splitlines()), 1) if file.suffix == ".tsv" else _json_lines(text)
     examples = []
     for number, row in rows:

@@ -122,8 +122,24 @@ class Magnitude:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each module of each layer."""
-        return [{"model": self.label, **_plain(group)} for group in self.modules()]
+        """A row for each module of each layer, with the largest change of an element in it."""
+        rows = []
+        for group in self.modules():
+            members = [t for t in self.tensors if (t.layer, t.module) == (group.layer, group.module)]
+            found = largest_changes(members, 1)
+            places = ("largest_tensor", "largest_index", "largest_before", "largest_change")
+            row: tuple[Any, ...] = (None,) * 4
+            if found:
+                tensor, element = found[0]
+                row = (tensor, " ".join(map(str, element.index)), element.before, element.change)
+            rows.append({"model": self.label, **_plain(group), **dict(zip(places, row, strict=True))})
+        return rows
+
+
+def largest_changes(tensors: Sequence[TensorChange], count: int) -> list[tuple[str, ElementChange]]:
+    """The `count` elements of some tensors that changed most, with the tensor's name."""
+    every = [(tensor.name, element) for tensor in tensors for element in tensor.largest]
+    return sorted(every, key=lambda pair: -abs(pair[1].change))[:count]
 
 
 def magnitude(

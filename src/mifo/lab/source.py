@@ -24,7 +24,7 @@ from mifo.errors import ConfigError, ModelError
 from mifo.train.checkpoint import DTYPES, NAME
 from mifo.train.embedded import EMBEDDED
 from mifo.train.manifest import MANIFEST
-from mifo.train.model import resolve_model_path
+from mifo.train.model import TINY, resolve_model_path
 from mifo.train.trust import INDEX, check_trust, check_weights_files
 
 WEIGHTS = "model.safetensors"
@@ -156,6 +156,11 @@ def _locate(given: str, field: str) -> Source:
             )
         config = _run_config(path, field)
         return Source(given=given, field=field, folder=path / "export", run=config, checkpoint=False)
+    if given == TINY:
+        raise ModelError(
+            f"{field} = '{TINY}' is made at random from the seed of each run and stored nowhere. Train with --run.keep-phases "
+            "and name RUN/phases/step-000000, the weights that the run began with."
+        )
     try:
         folder = Path(resolve_model_path(given))
     except ModelError as error:

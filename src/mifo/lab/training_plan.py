@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mifo.config.decode import encode
-from mifo.config.schema import Config, GrpoMethod, ImitationConfig, PolicyGradientConfig, SftMethod
+from mifo.config.schema import (
+    Config,
+    GrpoMethod,
+    ImitationConfig,
+    LuffyMethod,
+    MethodConfig,
+    PolicyGradientConfig,
+    ReliftMethod,
+    SftMethod,
+    SrftMethod,
+)
 from mifo.errors import ConfigError
 from mifo.lab.claims import Claim
 from mifo.lab.trials import TrialFailure
@@ -74,7 +84,8 @@ def sft_config(
     """SFT alone on a recipe's model and data, with its SFT optimizer and settings of imitation but for the loss."""
     own: Any = config.method
     sft = own.sft if "sft" in encode(config.method) else ImitationConfig()
-    sft = replace(sft, loss=loss, updates_per_batch=1, lora_rank=None)
+    updates = 2 if loss == "psft" else 1  # of one update psft is cross-entropy
+    sft = replace(sft, loss=loss, token_fraction=1.0, updates_per_batch=updates, lora_rank=None)
     method = SftMethod(sft=sft, batch_size=batch_size, token_fraction=token_fraction)
     return replace(config, method=method, train=replace(config.train, steps=steps, seed=seed))
 
@@ -84,6 +95,25 @@ def rl_config(config: Config, *, steps: int, seed: int) -> Config:
     own: Any = config.method
     rl = own.rl if "rl" in encode(config.method) else PolicyGradientConfig()
     return replace(config, method=GrpoMethod(rl=rl), train=replace(config.train, steps=steps, seed=seed))
+
+
+def mixed_config(config: Config, name: str, *, steps: int, batch_size: int, seed: int) -> Config:
+    """LUFFY, SRFT or ReLIFT on a recipe's model and data, with its policy gradient, imitation loss and optimizers."""
+    own: Any = config.method
+    rl = own.rl if "rl" in encode(config.method) else PolicyGradientConfig()
+    sft = replace(own.sft, lora_rank=None) if "sft" in encode(config.method) else ImitationConfig()
+    method: MethodConfig
+    if name == "luffy":
+        method = LuffyMethod(rl=rl)
+    elif name == "srft":
+        method = SrftMethod(
+            prompts_per_step=rl.prompts_per_step,
+            rollouts_per_prompt=rl.rollouts_per_prompt,
+            updates_per_step=rl.updates_per_step,
+        )
+    else:
+        method = ReliftMethod(rl=rl, sft=sft, buffer_size=batch_size)
+    return replace(config, method=method, train=replace(config.train, steps=steps, seed=seed))
 
 
 def check_counts(**counts: int) -> None:

@@ -81,6 +81,7 @@ def draw_magnitude(figure: Figure, found: Sequence[Magnitude]) -> None:
     right.set_ylabel("‖θ_T − θ_0‖₂ / ‖θ_0‖₂")
     for axes in (left, right):
         axes.set_xlabel("layer")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(0.0, 1.1 * axes.get_ylim()[1])
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
@@ -165,6 +166,7 @@ def draw_redundancy(figure: Figure, found: Sequence[Redundancy], compared: Seque
             label=f"{one.label}, along Δθ",
         )
     left.set_xscale("log")
+    left.tick_params(axis="x", which="minor", labelbottom=False)  # they would overlap within a decade
     left.set_xlabel("PR = ‖Δθ‖ / ‖Δ*‖")
     left.set_ylabel("share of tokens whose margin grew")
     right.axvline(1.0, color="black", linewidth=0.8)

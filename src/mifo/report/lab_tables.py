@@ -7,11 +7,13 @@ from rich.table import Table
 from mifo.lab.arena_statistics import Estimate
 from mifo.lab.coupling import Coupling
 from mifo.lab.entropy import EntropyReport
-from mifo.lab.magnitude import Magnitude
+from mifo.lab.magnitude import Magnitude, largest_changes
 from mifo.lab.overlap import Overlap
 from mifo.lab.redundancy import Ratios, Redundancy
 from mifo.lab.rejuvenate import Rejuvenation
 from mifo.lab.sparsify import Sparsification
+
+LARGEST_SHOWN = 5  # elements a model
 
 
 def rejuvenation_table(done: Rejuvenation) -> Table:
@@ -37,6 +39,16 @@ def magnitude_table(found: list[Magnitude]) -> Table:
     for one in found:
         total = one.total()
         table.add_row(one.label, f"{total.norm:.4g}", f"{total.relative:.3g}", f"{100 * (1 - total.unchanged):.2f} %")
+    return table
+
+
+def largest_table(found: list[Magnitude]) -> Table:
+    """The elements that changed most in each model."""
+    table = Table("model", "tensor", "element", "before", "change", title="Largest changes of single elements")
+    for one in found:
+        for tensor, element in largest_changes(one.tensors, LARGEST_SHOWN):
+            place = ", ".join(map(str, element.index))
+            table.add_row(one.label, tensor, f"[{place}]", f"{element.before:.4g}", f"{element.change:+.4g}")
     return table
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from mifo.config.schema import Config
 from mifo.data.chartok import char_tokenizer
 from mifo.data.labelled import LabelTask
-from mifo.errors import ConfigError
+from mifo.errors import ConfigError, DataError
 from mifo.lab.coupling import CouplingSettings, coupling
 from mifo.lab.coupling_bounds import Estimate, Texts, above, c1, mean_estimate, rl_sft_bounds, sft_rl_bounds
 from mifo.lab.labels import read_examples
@@ -179,11 +179,14 @@ def test_intervals_decide_or_do_not():
     assert estimate.high - 2.0 == pytest.approx(1.959964 / math.sqrt(3))
 
 
-def test_mistakes(phases):
+def test_mistakes(phases, tmp_path):
     paths, data = phases
     with pytest.raises(ConfigError, match="coupling of one model"):
         coupling(paths[:1], settings_of(data))
     with pytest.raises(ConfigError, match="--samples = 1 must be at least 2"):
         coupling(paths, settings_of(data, samples=1))
+    (tmp_path / "x.csv").write_text("sentence,label\na,1\n")
+    with pytest.raises(DataError, match=r"\.csv files are not read here"):
+        coupling(paths, settings_of(str(tmp_path / "x.csv")))
     with pytest.raises(ConfigError, match="--beta = 0"):
         coupling(paths, settings_of(data, beta=0.0))

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mifo.cli import main
+from mifo.config.check import check_config
 from mifo.config.load import load_config
 from mifo.errors import ConfigError
 from mifo.lab import frozen_run
@@ -26,6 +27,7 @@ from mifo.lab.forgetting import (
 )
 from mifo.lab.training_plan import Workplace, base_config, sft_config
 from mifo.lab.trials import Trials
+from mifo.train.manifest import MANIFEST
 from mifo.train.model import tiny_model
 
 SETTINGS = ForgettingSettings(objectives=(RL, CE, MIFO), seeds=3)
@@ -67,6 +69,18 @@ def test_the_opposite_is_found_where_it_is():
     assert set(told.values()) == {"does not"}
 
 
+def test_mixed_methods_are_judged_by_their_rows_of_the_table():
+    """LUFFY forgets as in the paper, ReLIFT does not, and SRFT was not run."""
+    runs = [made("luffy", seed, 10, 4) for seed in range(3)] + [made("relift", seed, 10, 15) for seed in range(3)]
+    settings = replace(SETTINGS, objectives=("luffy", "relift"))
+    told = {one.text: one for one in compare_forgetting(settings, [rl(s) for s in range(3)], runs).claims}
+    assert {text: one.verdict for text, one in told.items()} == {
+        "luffy after RL loses accuracy": "reproduces",
+        "relift after RL loses accuracy": "does not",
+    }
+    assert told["luffy after RL loses accuracy"].paper == "Table 2: −12.6"
+
+
 def test_without_a_signal_nothing_can_be_told():
     found = compare_forgetting(SETTINGS, [rl(s, rewarded=0.0, mixed=0.0) for s in range(3)], as_in_the_paper())
     assert {one.verdict for one in found.claims} == {"cannot be told"}
@@ -91,7 +105,7 @@ def plan(monkeypatch, tmp_path, settings, recipe="tiny"):
 
 def test_every_objective_begins_with_the_same_export(monkeypatch, tmp_path):
     trials = plan(monkeypatch, tmp_path, ForgettingSettings(seeds=2, rl_steps=5, steps=3, warmup=7))
-    assert len(trials) == 12
+    assert len(trials) == 18
     for name, trial in trials.items():
         assert trial.after.name == f"rl-first-seed{name[-1]}"
         assert trial.config.train.steps == 3
@@ -116,6 +130,22 @@ def test_a_recipe_is_an_objective_too(monkeypatch, tmp_path):
     assert luffy.train.minutes is None
     assert trials["ce-seed0"].after.config.model.path == "/some/model"
     assert trials["ce-seed0"].after.after is None
+
+
+def test_mixed_methods_take_the_recipe_s_own_settings(monkeypatch, tmp_path):
+    settings = ForgettingSettings(objectives=("luffy", "srft", "relift", "psft"), seeds=1, batch_size=8)
+    trials = plan(monkeypatch, tmp_path, settings)
+    own = load_config("tiny")[1].method
+    methods = {name.removesuffix("-seed0"): trial.config.method for name, trial in trials.items()}
+    assert methods["luffy"].rl == methods["relift"].rl == own.rl
+    assert (methods["srft"].prompts_per_step, methods["srft"].rollouts_per_prompt) == (
+        own.rl.prompts_per_step,
+        own.rl.rollouts_per_prompt,
+    )
+    assert (methods["relift"].buffer_size, methods["relift"].sft) == (8, own.sft)
+    assert (methods["psft"].sft.loss, methods["psft"].sft.updates_per_batch) == ("psft", 2)
+    for trial in trials.values():
+        check_config(trial.config)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +229,15 @@ def test_a_model_that_no_run_exported_is_refused(tmp_path, rl_export, capsys):
     assert child(tmp_path / "run", plain) == 2
     assert "is no export of a run" in capsys.readouterr().err
     assert child(tmp_path / "other", rl_export / "export", top="1.5") == 2
+
+
+def test_a_checkpoint_is_no_start(tmp_path, capsys):
+    place = tmp_path / "run" / "checkpoints" / "step-000001"
+    place.mkdir(parents=True)
+    (place / MANIFEST).write_text("{}")
+    assert main(["probe", "forgetting", "--recipe", "tiny", "--start", str(place), "--out", str(tmp_path / "out")]) == 2
+    assert "is a checkpoint of a run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_writes_tables_and_a_figure(tmp_path, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from mifo.config.decode import encode
 from mifo.config.load import load_config
 from mifo.errors import ConfigError, ModelError, NumericsError
 from mifo.lab import source as source_module
-from mifo.lab.magnitude import magnitude
+from mifo.lab.magnitude import largest_changes, magnitude
 from mifo.lab.source import Source, Tensors, find_source, labels_of, natural, place_of
 from mifo.train.manifest import MANIFEST
 
@@ -171,3 +171,23 @@ def test_tensors_are_read_in_memory_of_their_own(pair):
     before = value.clone()
     value += 1
     assert torch.equal(tensors.read("model.norm.weight"), before)
+
+
+def test_rows_name_the_largest_change_of_each_module(pair):
+    found = magnitude(*pair[2:], largest=3)
+    rows = {(row["layer"], row["module"]): row for row in found.rows()}
+    tensors = {t.name: t for t in found.tensors}
+    weight, bias = (tensors[f"model.layers.1.self_attn.q_proj.{part}"] for part in ("weight", "bias"))
+    row, most = rows[1, "self_attn.q_proj"], max((weight, bias), key=lambda t: abs(t.largest[0].change))
+    assert row["largest_tensor"] == most.name
+    assert row["largest_change"] == most.largest[0].change
+    assert row["largest_index"] == " ".join(map(str, most.largest[0].index))
+    sizes = [abs(element.change) for _, element in largest_changes(found.tensors, 4)]
+    assert sizes == sorted((abs(e.change) for t in found.tensors for e in t.largest), reverse=True)[:4]
+    still = magnitude(pair[2], pair[2])
+    assert {row["largest_tensor"] for row in still.rows()} == {None}
+
+
+def test_the_random_model_is_named_with_its_remedy(pair):
+    with pytest.raises(ModelError, match=r"made at random from the seed of each run.*--run\.keep-phases"):
+        magnitude("tiny", pair[2])

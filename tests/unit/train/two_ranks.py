@@ -9,6 +9,7 @@ from builders import make_sequences
 
 from mifo.config.schema import OptimizerConfig
 from mifo.core.losses import CrossEntropy, PolicyGradient
+from mifo.core.surgery import GradientDrop
 from mifo.core.topk import Shards, select_top_k
 from mifo.train.learner import Learner
 from mifo.train.model import tiny_model
@@ -65,6 +66,23 @@ def faults_are_shared(policy, everything, world):
     assert whole.tokens == sum(len(s.response_ids) for s in everything)
 
 
+def gradients_are_dropped_alike(everything, world):
+    """Half of each summed gradient is cleared: the same half on both ranks, as in one process, at every step."""
+    found = []
+    for ranks, mine in ((world, everything[2 * world.rank : 2 * world.rank + 2]), (World(), everything)):
+        policy = Policy(tiny_model(seed=1, hidden=32).double())
+        learner = Learner(policy, micro_batch_tokens=30, world=ranks, gradient_drop=GradientDrop(0.5, seed=3))
+        optimizer = ScheduledAdamW(policy.parameters, OptimizerConfig(learning_rate=1e-3, weight_decay=0.0))
+        start = [p.detach().clone() for p in policy.parameters]
+        for step in range(2):
+            assert learner.apply(Update(sequences=tuple(mine), terms=TERMS), optimizer, step=step).taken
+        found.append([p.detach().clone() for p in policy.parameters])
+    still = sum(int((p == old).sum()) for p, old in zip(found[1], start, strict=True)) / sum(p.numel() for p in start)
+    assert 0.2 < still < 0.9  # a quarter was cleared in both steps; some have no gradient at all
+    for mine, alone in zip(*found, strict=True):
+        torch.testing.assert_close(mine, alone, rtol=1e-7, atol=1e-10)
+
+
 def main():
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -82,6 +100,7 @@ def main():
         torch.testing.assert_close(mine, whole, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
     selections_are_shared(policy, everything, world)
     faults_are_shared(policy, everything, world)
+    gradients_are_dropped_alike(everything, world)
     values = [torch.randint(0, 5, (n,), generator=torch.Generator().manual_seed(n)).float() for n in (41, 6, 100)]
     pieces = [v.tensor_split(2)[world.rank].contiguous() for v in values]
     masks = select_top_k(pieces, 60, Shards(world.rank, world.size, world.all_sum))
