@@ -1,9 +1,9 @@
 """Each method in a whole run on a scripted engine: which questions are sampled how often, when it switches, what enters every
 update, and what it is divided by.
 
-Questions are numbered in the order of the stream. Of four rollouts of question k the first 0, 4, 1, 2 are right, for k = 0, 1, 2,
-3 and so on, so questions 0 and 1 of four say nothing to a group baseline. The i-th rollout has 2 + i tokens: 14 a group of four, 9
-a group of three. What is expected is written out for each method; `d` are the lengths of demonstrations.
+Questions are numbered in the order of the stream. Of four rollouts of question k the first 0, 4, 1, 2 are right, for k = 0, 1,
+2, 3 and so on, so questions 0 and 1 of four say nothing to a group baseline. The i-th rollout has 2 + i tokens: 14 a group of
+four, 9 a group of three. What is expected is written out for each method; `d` are the lengths of demonstrations.
 """
 
 from collections.abc import Iterable

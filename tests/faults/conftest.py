@@ -1,7 +1,9 @@
 """The fork server that the kill and signal tests share, and the recipe they run."""
 
+import random
+
 import pytest
-from kill_harness import Victims
+from kill_harness import Strike, Victims
 
 RECIPE = """
 description = "two phases, several updates a step, checkpoints every turn, in about a second"
@@ -75,3 +77,29 @@ def whole(victims, recipe, tmp_path_factory):
     life = victims.run(["train", recipe, "--run.folder", folder, "--run.name", "run"], log=folder / "log")
     assert life.status == 0, (folder / "log").read_text()
     return folder / "run", life
+
+
+@pytest.fixture(scope="session")
+def survive(victims: Victims):
+    """A function that runs any recipe to its end through kills at random moments of the regions given in turn.
+
+    It takes a folder, the arguments of `mifo train` without folder and name, what an uninterrupted process did, the regions,
+    and a seed; it returns the regions in which kills struck.
+    """
+
+    def run(folder, arguments, life, regions, seed):
+        draw, struck = random.Random(seed), []
+        command = ["train", *arguments, "--run.folder", folder, "--run.name", "run"]
+        for region in regions:
+            stays = life.stays[region]
+            n = draw.randint(1, min(len(stays), 3))
+            strike = Strike(region, n, draw.uniform(0.0, stays[n - 1]))
+            resume = ["--resume"] if (folder / "run" / "config.json").is_file() else []
+            ended = victims.run([*command, *resume], log=folder / "log", strike=strike)
+            assert ended.status in (-9, 0), (folder / "log").read_text()
+            struck += [ended.struck] if ended.struck is not None and ended.status == -9 else []
+        ended = victims.run([*command, "--resume"], log=folder / "log")
+        assert ended.status == 0, (folder / "log").read_text()
+        return struck
+
+    return run
