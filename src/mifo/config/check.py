@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mifo.config.check_imitation import check_imitation
 from mifo.config.check_legacy import check_legacy
-from mifo.config.check_mixed import check_mixed, imitation_batch, updates_of_imitation
-from mifo.config.check_phases import check_adapters, check_control
+from mifo.config.check_mixed import check_mixed, imitation_batch
+from mifo.config.check_phases import check_control
 from mifo.config.check_prefix import check_prefix
 from mifo.config.check_rejuvenation import check_rejuvenation
 from mifo.config.check_scored import check_scored, check_second_models, second_model
@@ -16,7 +17,6 @@ from mifo.config.schema import (
     BreadMethod,
     Config,
     GrpoMethod,
-    ImitationConfig,
     LuffyMethod,
     MifoMethod,
     OptimizerConfig,
@@ -74,11 +74,11 @@ def _check(config: Config) -> None:
     if not isinstance(method, SftMethod | SrftMethod):
         _check_policy_gradient(method.rl, config)
     if isinstance(method, SftMethod):
-        _check_imitation(method.sft, method.batch_size, config)
+        check_imitation(method.sft, method.batch_size, config)
     elif not isinstance(method, UNIMITATED):
-        _check_imitation(method.sft, imitation_batch(method), config)
+        check_imitation(method.sft, imitation_batch(method), config)
     if isinstance(method, MifoMethod):
-        _check_imitation(method.sft, method.sft_batch_size or method.buffer_size, config)
+        check_imitation(method.sft, method.sft_batch_size or method.buffer_size, config)
         _check_mifo(method, config)
         check_control(method, config)
     check_mixed(config)
@@ -347,40 +347,6 @@ def _check_dynamic_sampling(rl: PolicyGradientConfig) -> None:
             f"method.rl.dynamic_prompts = {rl.dynamic_prompts} in method.rl.dynamic_rounds = {rl.dynamic_rounds} are "
             f"{most} questions, fewer than method.rl.prompts_per_step = {rl.prompts_per_step}: a step could never fill. "
             "Raise one of them."
-        )
-
-
-LOSS_OF = {"gem_beta": "gem", "gem_weight": "gem", "psft_clip": "psft", "asft_kl": "asft", "eaft_alpha": "eaft"}
-
-
-def _check_imitation(sft: ImitationConfig, batch: int, config: Config) -> None:
-    check_adapters(sft, config)
-    default = ImitationConfig()
-    for name, loss in LOSS_OF.items():
-        if getattr(sft, name) != getattr(default, name) and sft.loss != loss:
-            raise ConfigError(
-                f"method.sft.{name} = {getattr(sft, name)} has no effect with method.sft.loss = '{sft.loss}'. Leave it "
-                f"out, or set the loss to '{loss}'."
-            )
-    setting, updates = updates_of_imitation(config.method)
-    if sft.loss == "psft" and updates == 1:
-        raise ConfigError(
-            f"method.sft.loss = 'psft' with {setting} = 1: old and current policy are then the same, and the loss is "
-            "cross-entropy. Use several updates (the paper makes 8 from a batch of 64)."
-        )
-    if sft.token_fraction != 1.0 and isinstance(config.method, MifoMethod | SftMethod):
-        raise ConfigError(
-            f"method.sft.token_fraction = {sft.token_fraction:g} has no effect with method.name = '{config.method.name}', whose "
-            "own method.token_fraction says it. Set that one."
-        )
-    if sft.updates_per_batch > batch:
-        raise ConfigError(
-            f"method.sft.updates_per_batch = {sft.updates_per_batch} exceeds the {batch} demonstrations of a batch. Lower it."
-        )
-    if sft.constant_tokens is not None and sft.normalizer != "constant":
-        raise ConfigError(
-            f"method.sft.constant_tokens = {sft.constant_tokens} has no effect with method.sft.normalizer = "
-            f"'{sft.normalizer}'. Set the normalizer to 'constant' or leave constant_tokens out."
         )
 
 

@@ -12,7 +12,16 @@ from typing import Literal
 
 from mifo.config.bounds import Count, Positive, PositiveShare, Share, ShareBelowOne
 from mifo.config.legacy import LegacyConfig
-from mifo.config.method_tables import BreadMethod, ChordMethod, PrefixRftMethod, SasrMethod, SrftMethod, UftMethod
+from mifo.config.method_tables import (
+    BreadMethod,
+    ChordMethod,
+    HptMethod,
+    PrefixRftMethod,
+    SasrMethod,
+    SrftMethod,
+    SuperRlMethod,
+    UftMethod,
+)
 from mifo.config.rejuvenation import IntervalRejuvenationConfig, RejuvenationConfig
 from mifo.config.scored import CriticOptimizerConfig, PpoMethod, PrimeMethod, PrmOptimizerConfig, ScorerConfig
 from mifo.config.tables import (
@@ -244,44 +253,6 @@ class MultiStageMethod:
     """RL steps of a cycle; K cycles take train.steps = K·(sft_steps + rl_steps)."""
     sft_batch_size: Count = 64
     """Demonstrations in one SFT step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HptMethod:
-    """HPT: a question whose rollouts mostly fail is learned from its demonstration, any other by RL."""
-
-    name: Literal["hpt"] = "hpt"
-    """Tag of this method."""
-    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
-    """The policy gradient."""
-    sft: ImitationConfig = field(default_factory=ImitationConfig)
-    """The imitation loss."""
-    accuracy_threshold: ShareBelowOne = 0.0
-    """γ: at most this share of correct rollouts means imitation (0 for Qwen, 2/8 for Llama)."""
-    sft_coefficient: Positive = 1.0
-    """β: weight of the imitation loss (1; 0.3 for the 1.5B model)."""
-    denominator: Literal["batch", "stream"] = "batch"
-    """Average each loss over all questions of the update, or over those that it learns from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuperRlMethod:
-    """SuperRL: RL for a question with any reward (or advantage), its demonstration for the others; or both, weighted."""
-
-    name: Literal["superrl"] = "superrl"
-    """Tag of this method."""
-    rl: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
-    """The policy gradient."""
-    sft: ImitationConfig = field(default_factory=ImitationConfig)
-    """The imitation loss."""
-    gate: Literal["reward", "advantage", "log_sigma"] = "reward"
-    """RL where a rollout has a positive reward, or a positive advantage; log_sigma: both losses of all, weighted by learned σ."""
-    sigma_rate: Positive = 1e-3
-    """Step of gradient descent on σ, once an update; log_sigma only."""
-    sigma_bound: Positive = 1.0
-    """σ stays within ±this, so a weight within e^±2 of it; log_sigma only."""
-    denominator: Literal["batch", "stream"] = "batch"
-    """Average each loss over all questions of the update, or over those that it learns from."""
 
 
 MethodConfig = (
