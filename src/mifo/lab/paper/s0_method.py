@@ -212,7 +212,7 @@ FINDINGS = (
         name="templates",
         source="S0, Table 13",
         claim="MIFO is better than LUFFY, SRFT and ReLIFT under prompts that it was not trained with.",
-        setting="The four methods from the start at equal FLOPs, measured with other templates.",
+        setting="The four methods from the start at equal FLOPs, measured with the paper's templates that fit the context.",
         trials=per_seed(_template_trials),
         judge=lambda e: tuple(_templates(e)),
     ),

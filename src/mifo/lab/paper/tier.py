@@ -109,7 +109,7 @@ MINI = Tier(
     max_tokens=40,
     problems=160,
     pairs=128,
-    templates=("none",),
+    templates=("none", "qwen"),  # the others do not fit its 256 positions
     lora_rank=8,
 )
 SMALL = Tier(
