@@ -70,7 +70,7 @@ def check_scored(config: Config) -> None:
     place, chosen = ("method", "method.name") if own else ("method.scorer", "method.scorer.name")
     _check_own_advantages(method.rl, f"{chosen} = '{_kind(settings)}'")
     if isinstance(settings, CriticSettings):
-        _check_ppo(settings, method.rl, place, config.train.steps)
+        _check_ppo(settings, method.rl, place, _rl_steps(method, config.train.steps))
     else:
         _check_prime(settings, method.rl, place)
 
@@ -89,12 +89,23 @@ def _check_updates(field: str, updates: int, rl: PolicyGradientConfig) -> None:
         raise ConfigError(f"{field} = {updates} exceeds the {rollouts} rollouts of a step. Lower it.")
 
 
-def _check_ppo(critic: CriticSettings, rl: PolicyGradientConfig, place: str, steps: int) -> None:
+def _rl_steps(method: MethodConfig, steps: int) -> tuple[str, int]:
+    """How many RL steps in a row a critic lives for, and the setting that says it."""
+    if isinstance(method, RlSftMethod | MultiStageMethod):
+        return f"method.rl_steps = {method.rl_steps}", method.rl_steps
+    if isinstance(method, SftRlMethod):
+        rest = steps - method.sft_steps
+        return f"the {rest} RL steps of train.steps = {steps}", rest
+    return f"train.steps = {steps}", steps
+
+
+def _check_ppo(critic: CriticSettings, rl: PolicyGradientConfig, place: str, rl_steps: tuple[str, int]) -> None:
+    said, steps = rl_steps
     _check_updates(f"{place}.critic_updates_per_step", critic.critic_updates_per_step, rl)
     if critic.critic_warmup_steps >= steps:
         raise ConfigError(
-            f"{place}.critic_warmup_steps = {critic.critic_warmup_steps} leaves none of train.steps = {steps} to the policy. "
-            "Lower the first, or raise train.steps, which counts both."
+            f"{place}.critic_warmup_steps = {critic.critic_warmup_steps} leaves none of {said} to the policy, which would never "
+            "learn by RL. Lower the first, or raise the steps, which count both."
         )
     if rl.dynamic_sampling and rl.rollouts_per_prompt < 2:
         raise ConfigError(

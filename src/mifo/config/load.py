@@ -11,7 +11,7 @@ import dataclasses
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from mifo.config.check import check_config
 from mifo.config.decode import closest, decode
 from mifo.config.schema import Config
-from mifo.config.stages import merge, refuse_stage_flags, with_stages
+from mifo.config.stages import merge, refuse_stage_flags, with_stages, without_owner
 from mifo.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -93,7 +93,8 @@ def _read(reference: str, parent: Path | None, seen: tuple[str, ...]) -> Recipe:
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends = {base!r} must be one name or path in quotes.")
     inherited = _read(base, path, (*seen, place))
-    return Recipe(path.stem, description or inherited.description, merge(inherited.tables, data), reference)
+    tables = without_owner(merge(inherited.tables, data), keep=data)
+    return Recipe(path.stem, description or inherited.description, tables, reference)
 
 
 def _locate(reference: str, parent: Path | None) -> Path:
@@ -202,13 +203,17 @@ def _override(config: Config, flags: Sequence[str], name: str) -> Config:
 
 
 def _with_none(config: Config, flags: Sequence[str]) -> list[str]:
-    """`none`, as TOML writes it, in tyro's spelling, where a setting may be none."""
-    optional = set(_optional_flags(config, "--"))
+    """`none`, as TOML writes it, in tyro's spelling, where a setting may be none; of a list it is the empty one."""
+    optional, lists = (set(_flags_of(config, "--", kinds)) for kinds in ((typing.Union, types.UnionType), (tuple,)))
     written: list[str] = []
     for flag in flags:
         name, equals, value = flag.partition("=")
         if equals and value == "none" and name.replace("_", "-") in optional:
             written.append(f"{name}=None")
+        elif equals and value == "none" and name.replace("_", "-") in lists:
+            written.append(name)
+        elif flag == "none" and written and written[-1].replace("_", "-") in lists:
+            continue
         elif flag == "none" and written and written[-1].replace("_", "-") in optional:
             written.append("None")
         else:
@@ -216,11 +221,12 @@ def _with_none(config: Config, flags: Sequence[str]) -> list[str]:
     return written
 
 
-def _optional_flags(config: Any, prefix: str) -> Iterator[str]:
+def _flags_of(config: Any, prefix: str, kinds: Collection[Any]) -> Iterator[str]:
+    """Flags whose type is one of these."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     for f in dataclasses.fields(config):
         value, path = getattr(config, f.name), prefix + f.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
-            yield from _optional_flags(value, path + ".")
-        elif typing.get_origin(hints[f.name]) in (typing.Union, types.UnionType):
+            yield from _flags_of(value, path + ".", kinds)
+        elif typing.get_origin(hints[f.name]) in kinds:
             yield path

@@ -183,7 +183,7 @@ class SuperRlMethod:
     """RL where a rollout has a positive reward, or a positive advantage; log_sigma: both losses of all, weighted by learned σ."""
     sigma_rate: Positive = 1e-3
     """Step of gradient descent on σ, once an update; log_sigma only."""
-    sigma_bound: Positive = 1.0
+    sigma_bound: Annotated[float, Bounds(0.0, 10.0, open_low=True)] = 1.0
     """σ stays within ±this, so a weight within e^±2 of it; log_sigma only."""
     denominator: Literal["batch", "stream"] = "batch"
     """Average each loss over all questions of the update, or over those that it learns from."""

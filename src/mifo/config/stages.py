@@ -26,6 +26,24 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+OWNED = {"critic_optimizer": "ppo", "prm_optimizer": "prime"}
+
+
+def without_owner(tables: Mapping[str, Any], keep: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables without the inherited one of a second model that no method has any more; those in `keep` were written beside."""
+    stages = tables.get("stages")
+    parts = [tables, *(stages if isinstance(stages, list) else ())]
+    methods = [_table_of(part, "method") for part in parts]
+    kinds = {table.get("name") for method in methods for table in (method, _table_of(method, "scorer"))}
+    return {name: table for name, table in tables.items() if name in keep or OWNED.get(name) in {None, *kinds}}
+
+
+def _table_of(part: object, name: str) -> Mapping[str, Any]:
+    """A table within another; {} where there is none, or something else that is refused later."""
+    found = part.get(name) if isinstance(part, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
 def with_stages(tables: Mapping[str, Any]) -> dict[str, Any]:
     """The tables of a recipe with every stage written out: its own tables on top of the run's, `steps` as train.steps.
 

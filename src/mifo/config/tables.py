@@ -121,7 +121,7 @@ class RolloutConfig:
     max_response_tokens: Count = 8192
     """Longest response."""
     stop_texts: tuple[str, ...] = ()
-    """Texts that end a response, in evaluation too, as the model's end token does; the response keeps them."""
+    """Texts that end a response, in evaluation too, as the model's end token does; it keeps them. Looked for behind a prefix."""
     batch_rows: Count | None = None
     """Most sequences decoded at once; none: all of a step."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -145,7 +145,16 @@ class Chat:
         if inner:
             token = self.tokenizer.convert_ids_to_tokens(inner[0])
             raise DataError(f"demonstration {text[:60]!r}...: holds the stop token {token!r} inside; remove the token")
+        self._check_stop_texts(text.rstrip())
         return (*ids, self.tokenizer.eos_token_id) if self.append_end else ids
+
+    def _check_stop_texts(self, text: str) -> None:
+        for stop in self.stop_texts:
+            end = text.find(stop) + len(stop)
+            if stop in text and end < len(text):
+                raise DataError(
+                    f"demonstration {text[:60]!r}...: holds the stop text {stop!r} before its end; remove it"
+                )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response without special tokens, with the `<think>\\n` that its prompt holds put in front."""

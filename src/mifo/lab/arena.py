@@ -256,7 +256,10 @@ class ArenaRun:
         if not self._finished(run):
             return Trial(factors=factors, rates=run.rates, accuracy=None)
         result = read_run(self._folder(run), run.entry)
-        return Trial(factors=factors, rates=run.rates, accuracy=result.accuracy, flops=result.flops)
+        accuracy = (
+            result.accuracy if result.whole else None
+        )  # one that never came to its last stage says nothing of its rates
+        return Trial(factors=factors, rates=run.rates, accuracy=accuracy, flops=result.flops)
 
     def _final_runs(self, entries: Sequence[Entry], choices: Sequence[Choice]) -> list[PlannedRun]:
         """Seed by seed, so that an arena that is stopped early has some of every method."""

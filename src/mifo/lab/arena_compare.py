@@ -52,8 +52,8 @@ class Budget:
         return run.spent(self.kind) / self.amount - 1.0
 
     def keeps(self, run: RunResult) -> bool:
-        """Whether a run is within the tolerance."""
-        return abs(self.deviation(run)) <= self.tolerance
+        """Whether a run is within the tolerance, and did all that it is named after."""
+        return run.whole and abs(self.deviation(run)) <= self.tolerance
 
 
 @dataclass(frozen=True, kw_only=True)

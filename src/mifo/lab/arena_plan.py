@@ -37,6 +37,8 @@ class Entry:
     config: Config
     optimizers: tuple[str, ...]
     tuned_stages: Literal["all", "last"] = "all"
+    scorers: frozenset[str] = frozenset()
+    """Second models of the stages whose rates are tuned."""
     note: str = ""
 
 
@@ -88,13 +90,15 @@ def _entry(arena: Arena, contestant: Contestant, folder: str) -> Entry:
     config = _budgeted(recipe, contestant.name, settings.budget)
     _checked(config, contestant.name)
     tuned = settings.tuning.stages
-    used = {name for stage in _tuned(config.by_stage, tuned) for name in make_method(stage).optimizers}
+    methods = [make_method(stage) for stage in _tuned(config.by_stage, tuned)]
+    used = {name for method in methods for name in method.optimizers}
     return Entry(
         name=contestant.name,
         recipe=recipe,
         config=config,
         optimizers=tuple(name for name in ("rl", "sft") if name in used),
         tuned_stages=tuned,
+        scorers=frozenset(method.scorer for method in methods if method.scorer is not None),
         note=contestant.note,
     )
 
@@ -199,12 +203,23 @@ def _run(entry: Entry, stage: Stage, name: str, seed: int, factors: tuple[float,
     tuned = _tuned([s for s in config.stages if s.rejuvenate is None], entry.tuned_stages)
     config = replace(
         _with_rates(config, factors),
+        **_second_model_rates(entry, config, factors[0]),
         stages=tuple(_with_rates(s, factors) if any(s is one for one in tuned) else s for s in config.stages),
         train=replace(config.train, seed=seed),
         run=replace(config.run, name=name),
     )
     _checked(config, entry.name)
     return PlannedRun(name=name, entry=entry.name, stage=stage, seed=seed, config=config)
+
+
+def _second_model_rates(entry: Entry, config: Config, factor: float) -> dict[str, Any]:
+    """The optimizer table of a critic or reward model with the factor of the RL rate, of whose RL it is a part."""
+    found = {}
+    for scorer, table in (("critic", "critic_optimizer"), ("prm", "prm_optimizer")):
+        if scorer in entry.scorers:
+            optimizer = getattr(config, table)
+            found[table] = replace(optimizer, learning_rate=optimizer.learning_rate * factor)
+    return found
 
 
 def _with_rates(settings: Rated, factors: tuple[float, float]) -> Rated:

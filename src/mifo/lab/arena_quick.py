@@ -15,8 +15,9 @@ from typing import Any
 
 from mifo.config import schema
 from mifo.config.decode import closest, decode, encode
-from mifo.config.load import merge, read_recipe, recipe_chain, recipe_names
+from mifo.config.load import read_recipe, recipe_chain, recipe_names
 from mifo.config.schema import Config, SrftMethod
+from mifo.config.stages import merge, without_owner
 from mifo.data import tasks
 from mifo.errors import ConfigError
 from mifo.lab.arena_file import Arena, ArenaSettings, BudgetConfig, Contestant, FinalTest, TuningConfig, check_arena
@@ -104,7 +105,7 @@ def _contestant(name: str, base: str, reference: str, config: Config, tables: Ma
         return Contestant(name=name, recipe=best, tables=read_recipe(best).tables)
     method, carried = _carried_over(tags[name], config)
     note = f"{name}: settings carried over from {base}: {', '.join(carried)}; defaults elsewhere"
-    with_method = {**tables, "method": encode(method)}
+    with_method = without_owner({**tables, "method": encode(method)}, keep={})
     steps = _whole_cycles(method, config.train.steps)
     return Contestant(name=name, recipe=reference, tables=merge(with_method, {"train": {"steps": steps}}), note=note)
 
@@ -122,7 +123,7 @@ def _carried_over(member: type, config: Config) -> tuple[Any, list[str]]:
     base, values = config.method, {}
     names = {f.name for f in dataclasses.fields(base)}
     for f in dataclasses.fields(member):
-        if f.name in ("rl", "sft") and f.name in names:
+        if f.name in ("rl", "sft", "scorer") and f.name in names:
             values[f.name] = getattr(base, f.name)
         found = next((s for s in SAME_MEANING.get(f.name, ()) if s in names and getattr(base, s) is not None), None)
         if found is not None:

@@ -60,6 +60,8 @@ class RunResult:
     demonstrations: int
     unique_demonstrations: int
     data: str
+    whole: bool = True
+    """Of a list of stages the last was begun."""
 
     def spent(self, kind: BudgetKind) -> float:
         """How much of a budget's currency the run used."""
@@ -143,6 +145,7 @@ def _result(
         demonstrations=summary["demonstrations_used"],
         unique_demonstrations=summary["unique_demonstrations"],
         data=summary["data"],
+        whole=not config.stages or summary["stages"][-1]["stage"] == config.stage_numbers[-1],
     )
 
 

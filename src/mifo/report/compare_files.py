@@ -89,7 +89,7 @@ def _run_record(run: RunResult, comparison: Comparison) -> dict[str, Any]:
         "method": run.entry,
         "seed": run.seed,
         "run": run.name,
-        "status": "within budget" if budget.keeps(run) else "outside budget",
+        "status": "within budget" if budget.keeps(run) else "outside budget" if run.whole else "without its last stage",
         "budget_deviation": budget.deviation(run),
         "accuracy": run.accuracy,
         "ood_accuracy": run.ood_accuracy,

@@ -46,6 +46,9 @@ def _left_out(comparison: Comparison) -> Iterator[str]:
         if not row.runs:
             yield f"{row.entry} has no finished run."
     for run in comparison.outside:
+        if not run.whole:
+            yield f"{run.name} ended before the last of its stages began; not ranked. Raise the budget, or shorten the others."
+            continue
         yield (
             f"outside the budget: {run.name} spent {run.spent(budget.kind):.3g} {budget.kind}, "
             f"{100 * budget.deviation(run):+.1f} % of {budget.amount:.3g} (tolerance {100 * budget.tolerance:g} %); not ranked"
