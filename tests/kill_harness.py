@@ -1,8 +1,8 @@
 """Kill real processes at chosen moments, and say what a finished run folder holds.
 
 `Victims` runs the command line in forked processes and can send a signal a chosen time after the n-th entry into a region:
-generation, grading, evaluation, rl update, sft update, phase switch, save. `digest` is what must be the same however often a run
-was killed: weights, optimizers, importance map, state, metrics, samples, and the events of training.
+generation, grading, evaluation, second model, rl update, sft update, mixed update, phase switch, save. `digest` is what must be
+the same however often a run was killed: weights, optimizers, importance map, state, metrics, samples, and the events of training.
 """
 
 from __future__ import annotations

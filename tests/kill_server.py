@@ -72,6 +72,7 @@ def instrument() -> None:
     watched("grading", Grader, "grade")
     watched("evaluation", Run, "evaluate")
     watched(lambda _, phase, __: f"{phase.name} update", Run, "learn")
+    watched(lambda _, phase, __: "second model" if phase.scorer_learns is not None else None, Run, "score")
     watched(lambda run, phase: None if phase.name == run.phase else "phase switch", Run, "enter")
     watched("save", Checkpoints, "save")
     slowed("decode step", local.LocalEngine, "step")

@@ -49,6 +49,9 @@ def test_the_published_recipe_has_its_text_and_a_flag_gives_others():
     assert load_config("orz-qwen2.5-7b")[1].rollout.stop_texts == ("</answer>",)
     _, config = load_config("tiny", ["--rollout.stop-texts", "</answer>", "\n\n"])
     assert config.rollout.stop_texts == ("</answer>", "\n\n")
+    for none in (["none"], ["none", "--train.steps", "3"]):
+        assert load_config("orz-qwen2.5-7b", ["--rollout.stop-texts", *none])[1].rollout.stop_texts == ()
+    assert load_config("orz-qwen2.5-7b", ["--rollout.stop-texts=none"])[1].rollout.stop_texts == ()
 
 
 @pytest.mark.parametrize("text", ["", "x" * 65])

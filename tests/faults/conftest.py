@@ -84,15 +84,16 @@ def survive(victims: Victims):
     """A function that runs any recipe to its end through kills at random moments of the regions given in turn.
 
     It takes a folder, the arguments of `mifo train` without folder and name, what an uninterrupted process did, the regions,
-    and a seed; it returns the regions in which kills struck.
+    a seed, and in which stay in the region each kill is to come (by default one of the first three); it returns the regions in
+    which kills struck.
     """
 
-    def run(folder, arguments, life, regions, seed):
+    def run(folder, arguments, life, regions, seed, stays_in=()):
         draw, struck = random.Random(seed), []
         command = ["train", *arguments, "--run.folder", folder, "--run.name", "run"]
-        for region in regions:
+        for place, region in enumerate(regions):
             stays = life.stays[region]
-            n = draw.randint(1, min(len(stays), 3))
+            n = stays_in[place] if stays_in else draw.randint(1, min(len(stays), 3))
             strike = Strike(region, n, draw.uniform(0.0, stays[n - 1]))
             resume = ["--resume"] if (folder / "run" / "config.json").is_file() else []
             ended = victims.run([*command, *resume], log=folder / "log", strike=strike)

@@ -8,6 +8,7 @@ from mifo.config.schema import Config
 from mifo.errors import ConfigError
 
 CASES = [
+    ({"method": {"name": "superrl", "gate": "log_sigma", "sigma_bound": 11.0}}, "method.sigma_bound"),
     ({"method": {"name": "sft_rl", "sft_steps": 500}}, "sft_steps = 500 leaves nothing of train.steps = 500"),
     ({"method": {"name": "rl_sft", "rl_steps": 600}}, "rl_steps = 600 leaves nothing"),
     ({"method": {"name": "multi_stage"}, "train": {"steps": 300}}, "Use a multiple of 250"),

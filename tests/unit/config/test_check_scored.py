@@ -21,6 +21,22 @@ def around(name, scorer, rl=(), **settings):
 
 
 CASES = [
+    (around("sft_rl", "ppo", critic_warmup_steps=250), "leaves none of the 250 RL steps of train.steps = 500"),
+    (
+        {
+            "method": {
+                "name": "multi_stage",
+                "rl_steps": 5,
+                "sft_steps": 5,
+                "scorer": {"name": "ppo", "critic_warmup_steps": 5},
+            }
+        },
+        "leaves none of method.rl_steps = 5",
+    ),
+    (
+        {"method": {"name": "rl_sft", "rl_steps": 3, "scorer": {"name": "ppo", "critic_warmup_steps": 4}}},
+        "leaves none of method.rl_steps = 3",
+    ),
     ({"critic_optimizer": {"learning_rate": 1e-4}}, "method.name = 'mifo' has no critic. Leave the table out"),
     (
         {"method": {"name": "grpo"}, "critic_optimizer": {"beta2": 0.9}},
@@ -46,7 +62,10 @@ CASES = [
     ({**prime(), "prm_optimizer": {"minimum_ratio": 0.5}}, "prm_optimizer.minimum_ratio = 0.5 has no effect"),
     (around("mifo", "ppo", {"advantage": "rloo"}), "with method.scorer.name = 'ppo', whose advantages are"),
     (around("relift", "ppo", critic_updates_per_step=1025), "method.scorer.critic_updates_per_step = 1025 exceeds"),
-    (around("sft_rl", "ppo", critic_warmup_steps=500), "method.scorer.critic_warmup_steps = 500 leaves none"),
+    (
+        around("sft_rl", "ppo", critic_warmup_steps=500),
+        "method.scorer.critic_warmup_steps = 500 leaves none of the 250 RL steps",
+    ),
     (
         around("mifo", "prime", least_accuracy=0.9),
         "method.scorer.least_accuracy = 0.9 exceeds method.scorer.most_accuracy",

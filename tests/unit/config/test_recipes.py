@@ -8,6 +8,7 @@ import pytest
 from mifo.config.load import load_config, read_recipe, recipe_descriptions, recipe_names
 from mifo.config.schema import GrpoMethod, MifoMethod, SftMethod
 from mifo.data import tasks
+from mifo.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -344,3 +345,22 @@ def test_every_loss_and_variant_has_a_recipe_on_the_embedded_model_and_a_publish
 def test_descriptions_are_those_of_the_recipes():
     assert recipe_descriptions() == [(name, read_recipe(name).description) for name in recipe_names()]
     assert all(description for _, description in recipe_descriptions())
+
+
+@pytest.mark.parametrize(
+    ("method", "table", "kept"),
+    [
+        ('scorer = "none"', "critic_optimizer", False),
+        ('[method.scorer]\nname = "prime"', "critic_optimizer", False),
+        ("freeze_top = 0.3", "critic_optimizer", True),
+    ],
+)
+def test_a_table_whose_second_model_was_taken_away_is_not_inherited(tmp_path, method, table, kept):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'extends = "mifo-ppo-smollm2"\n[method]\n{method}\n')
+    if "prime" not in method:  # its settings are another's: the table is written anew
+        load_config(str(path))
+    assert (table in read_recipe(str(path)).tables) == kept
+    path.write_text('extends = "mifo-ppo-smollm2"\n[critic_optimizer]\nbeta2 = 0.9\n[method]\nscorer = "none"\n')
+    with pytest.raises(ConfigError, match=r"\[critic_optimizer\] is set"):  # written beside, so it is a mistake
+        load_config(str(path))

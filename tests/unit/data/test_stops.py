@@ -1,6 +1,7 @@
 """Texts that end a response: found with the token that completes them, however they are cut into tokens."""
 
 import random
+from typing import ClassVar
 
 import pytest
 from transformers import AutoTokenizer
@@ -8,6 +9,7 @@ from transformers import AutoTokenizer
 from mifo.data.chartok import char_tokenizer
 from mifo.data.chat import Chat
 from mifo.data.stops import StopTexts
+from mifo.errors import ConfigError, DataError
 from mifo.train.embedded import embedded_model_folder
 
 
@@ -60,3 +62,42 @@ def test_a_chat_has_them_only_where_it_was_given_some():
     ends = Chat(tokenizer, stop_texts=("7.", "+")).ends_text
     ids = tokenizer("3*7.", add_special_tokens=False)["input_ids"]
     assert [ends(ids[:count]) for count in (1, 2, 3, 4)] == [False, False, False, True]
+
+
+def test_a_text_that_could_never_end_a_response_is_refused(byte_pairs):
+    with pytest.raises(ConfigError, match=r"'<\|im_end\|>' is a special token"):
+        StopTexts(byte_pairs, ("ok", "<|im_end|>\n"))
+    with pytest.raises(ConfigError, match="no token of the tokenizer can complete"):
+        StopTexts(char_tokenizer(), ("日本",))
+
+
+class Stripping:
+    """A tokenizer that drops the blank before the first token, as those of SentencePiece do."""
+
+    words = (" a", ":", " ", " foo", "x")
+    added_tokens_decoder: ClassVar = {}
+
+    def __len__(self):
+        return len(self.words)
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [self.words.index(text)]}
+
+    def decode(self, ids, **_):
+        return "".join(self.words[i] for i in ids).removeprefix(" ")
+
+
+def test_blanks_that_a_tokenizer_drops_in_front_are_seen():
+    colon = StopTexts(Stripping(), (": ",))
+    assert set(colon.last_ids) == {0, 2, 3}
+    assert colon([4, 1, 2])
+    assert not colon([4, 2])
+    assert StopTexts(Stripping(), (" foo",))([3])  # as the first token
+
+
+def test_a_demonstration_that_goes_on_behind_a_stop_text_is_none():
+    chat = Chat(char_tokenizer(), stop_texts=("7.",))
+    assert chat.demonstration_ids("3+4=7.")[-1] == chat.tokenizer.eos_token_id
+    assert chat.demonstration_ids("3+4=7.\n")
+    with pytest.raises(DataError, match=r"holds the stop text '7\.' before its end"):
+        chat.demonstration_ids("3+4=7. Yes.")

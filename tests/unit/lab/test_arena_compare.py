@@ -11,6 +11,7 @@ from mifo.lab.arena_compare import Budget, compare
 from mifo.lab.arena_folders import compare_folders
 from mifo.lab.arena_results import Failure, SftPhase, read_run
 from mifo.lab.arena_tuning import Choice, Trial, select
+from mifo.report.compare_text import remarks
 
 FLOPS = Budget(kind="flops", amount=1e12, tolerance=0.05)
 
@@ -61,6 +62,17 @@ def test_a_run_outside_the_budget_is_flagged_and_left_out():
     assert len(found["mifo"].counted) == 1
     assert (found["sft"].rank, found["mifo"].rank) == (1, 2)
     assert FLOPS.deviation(runs[1]) == pytest.approx(0.06)
+
+
+def test_a_run_that_ended_before_its_last_stage_is_not_ranked():
+    """It may have spent its budget to the letter: the method that it is named after never ran."""
+    runs = [make_result("mifo", 0, (1, 1, 1, 1)), make_result("sft", 0, (1, 0, 0, 0))]
+    runs[0] = dataclasses.replace(runs[0], whole=False)
+    comparison = compared(runs)
+    assert [run.name for run in comparison.outside] == ["mifo-seed0"]
+    assert (rows(comparison)["mifo"].rank, rows(comparison)["sft"].rank) == (None, 1)
+    said = " ".join(remarks(comparison))
+    assert "mifo-seed0 ended before the last of its stages began; not ranked" in said
 
 
 def test_a_method_without_any_run_in_the_budget_has_no_rank():

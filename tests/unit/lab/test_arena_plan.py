@@ -215,6 +215,30 @@ def test_rates_of_the_last_stage_alone(tmp_path):
     )
 
 
+def test_a_second_model_s_rate_follows_rl_s_factor():
+    arena = quick(["mifo-ppo-smollm2", "ppo", "prime", "mifo"], recipe="smollm2-arithmetic")
+    entries = {entry.name: entry for entry in make_entries(arena, "runs")}
+    for name, table in (
+        ("mifo-ppo-smollm2", "critic_optimizer"),
+        ("ppo", "critic_optimizer"),
+        ("prime", "prm_optimizer"),
+    ):
+        own = final_run(entries[name], 0, (3.0, 1.0)).config
+        before = getattr(entries[name].config, table).learning_rate
+        assert getattr(own, table).learning_rate == pytest.approx(3 * before)
+    assert final_run(entries["mifo"], 0, (3.0, 1.0)).config.critic_optimizer == entries["mifo"].config.critic_optimizer
+
+
+def test_a_recipe_s_second_model_is_carried_over_and_its_optimizer_left_where_there_is_none(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "tiny"\n[method.scorer]\nname = "ppo"\n[critic_optimizer]\nlearning_rate = 1e-3\n')
+    entries = {e.name: e for e in make_entries(quick(["mifo", "relift", "grpo"], recipe=str(path)), "runs")}
+    assert entries["relift"].config.method.scorer == entries["mifo"].config.method.scorer
+    assert entries["relift"].config.critic_optimizer.learning_rate == 1e-3
+    assert entries["grpo"].scorers == frozenset()
+    assert "scorer" in entries["relift"].note
+
+
 def test_stages_may_stand_in_the_arena(tmp_path):
     path = tmp_path / "staged.toml"
     stages = '[[methods.two.settings.stages]]\nsteps = 2\nmethod = { name = "sft" }\n[[methods.two.settings.stages]]\n'
