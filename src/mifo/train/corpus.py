@@ -199,7 +199,7 @@ def _encode(
             try:
                 demonstration = chat.demonstration_ids(problem.demonstration)
             except DataError:
-                count("without their demonstration, which holds an end token or a stop text inside, or nothing")
+                count("without their demonstration, which holds an end token inside, a stop text, or nothing")
         if demonstration is not None and len(demonstration) > data.max_demonstration_tokens:
             count(f"without their demonstration of over {data.max_demonstration_tokens} tokens")
             demonstration = None
