@@ -14,10 +14,10 @@ from mifo.config.schema import (
     RlSftMethod,
     SftRlMethod,
 )
-from mifo.config.scored import CriticSettings, RewardModelSettings
+from mifo.config.scored import OWNERS, CriticSettings, RewardModelSettings
 from mifo.errors import ConfigError
 
-OWNERS = {"critic_optimizer": ("ppo", "critic"), "prm_optimizer": ("prime", "process reward model")}
+MODELS = {"ppo": "critic", "prime": "process reward model"}
 AROUND_RL = (MifoMethod, ReliftMethod, SftRlMethod, RlSftMethod, MultiStageMethod)
 
 
@@ -41,10 +41,10 @@ def check_second_models(config: Config) -> None:
         ConfigError: names the fields, their values, the reason and the remedy.
     """
     kinds = {_kind(second_model(stage.method)) for stage in config.by_stage} - {None}
-    for table, (owner, model) in OWNERS.items():
+    for table, owner in OWNERS.items():
         if owner not in kinds and getattr(config, table) != getattr(Config(), table):
             raise ConfigError(
-                f"[{table}] is set, but method.name = '{config.method_name}' has no {model}. Leave the table out, use "
+                f"[{table}] is set, but method.name = '{config.method_name}' has no {MODELS[owner]}. Leave the table out, use "
                 f"method.name = '{owner}', or give a method whose RL has steps of its own "
                 f'({", ".join(member.name for member in AROUND_RL)}) a [method.scorer] table with name = "{owner}".'
             )

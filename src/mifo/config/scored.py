@@ -110,3 +110,6 @@ class PrimeScorer(RewardModelSettings):
 
 
 ScorerConfig = PpoScorer | PrimeScorer
+
+OWNERS = {"critic_optimizer": "ppo", "prm_optimizer": "prime"}
+"""The RL, by its name, that trains with each of these tables of a run."""

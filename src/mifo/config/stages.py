@@ -8,6 +8,7 @@ from typing import Any
 
 from mifo.config.decode import closest, encode, numbered
 from mifo.config.schema import REJUVENATE, Config, StageConfig
+from mifo.config.scored import OWNERS
 from mifo.errors import ConfigError
 
 INHERITED = ("method", "rl_optimizer", "sft_optimizer")
@@ -26,16 +27,13 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-OWNED = {"critic_optimizer": "ppo", "prm_optimizer": "prime"}
-
-
 def without_owner(tables: Mapping[str, Any], keep: Mapping[str, Any]) -> dict[str, Any]:
     """The tables without the inherited one of a second model that no method has any more; those in `keep` were written beside."""
     stages = tables.get("stages")
     parts = [tables, *(stages if isinstance(stages, list) else ())]
     methods = [_table_of(part, "method") for part in parts]
     kinds = {table.get("name") for method in methods for table in (method, _table_of(method, "scorer"))}
-    return {name: table for name, table in tables.items() if name in keep or OWNED.get(name) in {None, *kinds}}
+    return {name: table for name, table in tables.items() if name in keep or OWNERS.get(name) in {None, *kinds}}
 
 
 def _table_of(part: object, name: str) -> Mapping[str, Any]:

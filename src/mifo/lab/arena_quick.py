@@ -123,7 +123,7 @@ def _carried_over(member: type, config: Config) -> tuple[Any, list[str]]:
     base, values = config.method, {}
     names = {f.name for f in dataclasses.fields(base)}
     for f in dataclasses.fields(member):
-        if f.name in ("rl", "sft", "scorer") and f.name in names:
+        if f.name in ("rl", "sft", "scorer") and getattr(base, f.name, None) is not None:
             values[f.name] = getattr(base, f.name)
         found = next((s for s in SAME_MEANING.get(f.name, ()) if s in names and getattr(base, s) is not None), None)
         if found is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +47,14 @@ def cost_table(comparison: Comparison) -> Table:
         "length: tokens an answer; forgot: accuracy lost in an SFT phase; moved: change of the weights by their norm; prompts, "
         "demos: different ones"
     )
-    table = Table(title="Means over seeds", title_justify="left", caption=caption, caption_justify="left")
+    table = Table(
+        title="Means over seeds",
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,  # ten columns without lines between them fit into 80 characters
+        padding=(0, 1, 0, 0),
+    )
     columns = ("method", "length", "cut %", "forgot %", "moved %", "prompts", "demos", "steps", "FLOPs", "min")
     for column in columns:
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column == "method")

@@ -288,6 +288,7 @@ def test_methods_of_a_recipe_without_recipes_of_their_own():
     assert entries["sft"].config.method.batch_size == base.method.sft_batch_size
     assert entries["srft"].config.method.prompts_per_step == base.method.rl.prompts_per_step
     assert "carried over from tiny" in entries["relift"].note
+    assert "scorer" not in entries["relift"].note  # tiny has none to carry over
     assert not entries["mifo"].note
     assert base.data.evaluation_problems == 7  # all that the test split has
     assert arena.settings.tuning.validation_problems == 13

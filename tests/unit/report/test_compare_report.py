@@ -8,12 +8,14 @@ import json
 import numpy as np
 import pytest
 from arena_runs import make_result
+from rich.console import Console
 
 from mifo.lab.arena_compare import Budget, compare
 from mifo.lab.arena_results import Failure
 from mifo.lab.arena_tuning import Choice, Trial
 from mifo.report.compare_files import table_text, write_files
 from mifo.report.compare_plots import mean_curve
+from mifo.report.compare_table import cost_table
 from mifo.report.compare_text import remarks
 
 GRID = (
@@ -114,6 +116,14 @@ def test_files(comparison, tmp_path):
     assert record["methods"][0]["learning_rates"]["trials"][1]["accuracy"] is None
     assert "something to know" in record["remarks"]
     assert (tmp_path / "out" / "table.txt").read_text() == table_text(comparison)
+
+
+def test_costs_are_whole_in_a_terminal_of_80_columns(comparison):
+    console = Console(width=80, file=io.StringIO())
+    console.print(cost_table(comparison))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert all(word in text for word in ("prompts", "forgot %", "FLOPs", "1.0e+12"))
 
 
 def test_text_from_outside_is_made_printable(comparison):
