@@ -256,9 +256,7 @@ class ArenaRun:
         if not self._finished(run):
             return Trial(factors=factors, rates=run.rates, accuracy=None)
         result = read_run(self._folder(run), run.entry)
-        accuracy = (
-            result.accuracy if result.whole else None
-        )  # one that never came to its last stage says nothing of its rates
+        accuracy = result.accuracy if result.whole else None  # without its last stage it says nothing of the rates
         return Trial(factors=factors, rates=run.rates, accuracy=accuracy, flops=result.flops)
 
     def _final_runs(self, entries: Sequence[Entry], choices: Sequence[Choice]) -> list[PlannedRun]:
