@@ -1,13 +1,15 @@
-"""Memory of `mifo rejuvenate` on a model of 8B: measured with few of its layers, extrapolated to all of them.
+"""Memory of `mifo rejuvenate` on a model of 8B: measured with few of its layers and extrapolated, or with all of them.
 
 Writes two random bf16 models with the shapes of Llama-3.1-8B (width 4096, 14336 in the MLP, 32 and 8 heads, vocabulary 128,256)
 but only `--layers` of its 32, rejuvenates one towards the other in a process of its own, and takes the most that process held
 resident in each part: entropies of a model, calibration (the only part with a graph), writing. What a part holds beside the
-weights is a + b·layers, so two numbers of layers give what 32 need; the weights of 32 layers are counted. Calibrates on one
-pair of `--tokens` tokens; pairs come one after another, and a target's backward pass frees what it needed, so more of either
-takes time and no memory. Pages of the model's files that the system took back are not in the peak. The folders are removed.
+weights is a + b·layers, so two numbers of layers give what 32 need; the weights of 32 layers are counted. With `--layers 32`
+nothing is extrapolated. Calibrates on one pair of `--tokens` tokens; pairs come one after another, and a target's backward
+pass frees what it needed, so more of either takes time and no memory. Pages of the model's files that the system took back are
+not in the peak. The folders are removed.
 
-    python benchmarks/rejuvenate_memory.py            # about 20 GB of disk and 8 GB of memory
+    python benchmarks/rejuvenate_memory.py                             # about 20 GB of disk and 8 GB of memory
+    python benchmarks/rejuvenate_memory.py --layers 32 --tokens 512 --name rejuvenate_memory_whole    # 50 GB and 20 GB
 """
 
 from __future__ import annotations
@@ -177,11 +179,11 @@ def extrapolated(found: dict[int, dict[str, Any]], scale: int) -> dict[str, Any]
     for part in found[few]["peaks"]:
         held = {n: 0 if part == "writing" else weight_bytes(n, scale) for n in (few, many, LAYERS_OF_8B)}
         low, high = (found[n]["peaks"][part] - held[n] for n in (few, many))
-        slope = max(0.0, (high - low) / (many - few))
+        slope = max(0.0, (high - low) / (many - few)) if many > few else 0.0
         parts[part] = {
             "gib": {str(layers): round(record["peaks"][part] / GIB, 3) for layers, record in found.items()},
             "beside_weights_gib": {str(n): round(value / GIB, 3) for n, value in ((few, low), (many, high))},
-            "gib_per_layer_beside_weights": round(slope / GIB, 4),
+            "gib_per_layer_beside_weights": round(slope / GIB, 4) if many > few else None,
             "gib_of_all_layers": round((held[LAYERS_OF_8B] + high + slope * (LAYERS_OF_8B - many)) / GIB, 2),
         }
     return parts
@@ -193,6 +195,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--targets", type=int, default=16)
+    parser.add_argument("--name", default="rejuvenate_memory", help="of the record in benchmarks/results")
     parser.add_argument("--scale", type=int, default=1, help="divide all widths, to try the script")
     parser.add_argument(
         "--folder", type=Path, help="where the models are written; default: the system's temporary folder"
@@ -219,7 +222,7 @@ def main() -> None:
         "seconds": {str(layers): record["seconds"] for layers, record in found.items()},
         "reconstruction_error": {str(layers): record["reconstruction_error"] for layers, record in found.items()},
     }
-    publish("rejuvenate_memory", result, pick_device("auto"), arguments.out)
+    publish(arguments.name, result, pick_device("auto"), arguments.out)
 
 
 if __name__ == "__main__":

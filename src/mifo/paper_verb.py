@@ -30,7 +30,7 @@ def add_paper_verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
         default="smoke",
         help="how much is trained (default: smoke)",
     )
-    parser.add_argument("--only", metavar="A,B,...", help="these findings alone")
+    parser.add_argument("--only", metavar="A,B,...", help="these findings alone, in this order")
     parser.add_argument("--list", action="store_true", help="list the findings with their runs, and train nothing")
     parser.add_argument("--folder", help="where it lives (default: runs/paper-TIER)")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time, each with its share of the cores")

@@ -110,6 +110,7 @@ def mixed_config(config: Config, name: str, *, steps: int, batch_size: int, seed
             prompts_per_step=rl.prompts_per_step,
             rollouts_per_prompt=rl.rollouts_per_prompt,
             updates_per_step=rl.updates_per_step,
+            sft=sft,
         )
     else:
         method = ReliftMethod(rl=rl, sft=sft, buffer_size=batch_size)

@@ -25,7 +25,7 @@ from mifo.lab.forgetting import (
     compare_forgetting,
     forgetting,
 )
-from mifo.lab.training_plan import Workplace, base_config, sft_config
+from mifo.lab.training_plan import Workplace, base_config, mixed_config, sft_config
 from mifo.lab.trials import Trials
 from mifo.train.manifest import MANIFEST
 from mifo.train.model import tiny_model
@@ -146,6 +146,13 @@ def test_mixed_methods_take_the_recipe_s_own_settings(monkeypatch, tmp_path):
     assert (methods["psft"].sft.loss, methods["psft"].sft.updates_per_batch) == ("psft", 2)
     for trial in trials.values():
         check_config(trial.config)
+
+
+@pytest.mark.parametrize("name", ["srft", "relift"])
+def test_mixed_methods_imitate_with_the_recipe_s_loss(name):
+    config = load_config("tiny")[1]
+    config = replace(config, method=replace(config.method, sft=replace(config.method.sft, loss="dft")))
+    assert mixed_config(config, name, steps=2, batch_size=8, seed=0).method.sft == config.method.sft
 
 
 @pytest.mark.parametrize(

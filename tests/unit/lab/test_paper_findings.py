@@ -337,7 +337,12 @@ def _write_run(folder, config, share):
 def test_unknown_findings_are_refused_by_name():
     with pytest.raises(ConfigError, match="'magnitudes' is no finding"):
         chosen(["magnitudes"])
-    assert [finding.name for finding in chosen(["ablation", "forgetting"])] == ["forgetting", "ablation"]
+
+
+def test_findings_run_in_the_order_in_which_they_are_named():
+    named = chosen(["ablation", "forgetting", "ablation"])
+    assert [finding.name for finding in named] == ["ablation", "forgetting"]
+    assert tuple(chosen(None)) == FINDINGS
 
 
 def test_the_page_shows_claim_paper_figure_and_verdict(runner, tmp_path):

@@ -55,7 +55,7 @@ class Options:
 
 
 def chosen(names: Sequence[str] | None) -> list[Finding]:
-    """The findings of these names, in their order; all where none are named.
+    """The findings of these names, in the order in which they are named; all where none are.
 
     Raises:
         ConfigError: a name is unknown.
@@ -64,7 +64,7 @@ def chosen(names: Sequence[str] | None) -> list[Finding]:
     unknown = [name for name in names or () if name not in known]
     if unknown:
         raise ConfigError(f"--only: '{unknown[0]}' is no finding. They are: {', '.join(known)}.")
-    return [finding for finding in FINDINGS if not names or finding.name in names]
+    return [known[name] for name in dict.fromkeys(names)] if names else list(FINDINGS)
 
 
 def run_suite(
