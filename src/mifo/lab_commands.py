@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from mifo.cli import quiet_libraries
-from mifo.data.labelled import COLA, LabelTask
+from mifo.data.labelled import make_task
 from mifo.errors import ConfigError
 from mifo.lab.coupling import CouplingSettings, coupling
 from mifo.lab.entropy import entropy
-from mifo.lab.magnitude import magnitude
+from mifo.lab.magnitude import magnitudes
 from mifo.lab.overlap import overlap
 from mifo.lab.redundancy import ratios, redundancy
 from mifo.lab.rejuvenate import RejuvenationSettings, rejuvenate
@@ -76,7 +76,9 @@ def rejuvenate_command(known: argparse.Namespace) -> int:
 def magnitude_command(known: argparse.Namespace) -> int:
     """`mifo probe magnitude`."""
     screen = _begin()
-    found = [magnitude(known.before, after, largest=known.largest) for after in known.after]
+    found = magnitudes(known.before, known.after, largest=known.largest)
+    for note in dict.fromkeys(one.note for one in found if one.note):
+        screen.print(note)
     screen.print(magnitude_table(found))
     screen.print(largest_table(found))
     lines = write_outputs(
@@ -94,6 +96,8 @@ def overlap_command(known: argparse.Namespace) -> int:
     """`mifo probe overlap`."""
     screen = _begin()
     found = overlap(known.checkpoints, top=known.top, names=known.names)
+    if found.note:
+        screen.print(found.note)
     screen.print(overlap_table(found))
     if found.masks:
         screen.print(mask_table(found))
@@ -200,14 +204,9 @@ def redundancy_command(known: argparse.Namespace) -> int:
 def coupling_command(known: argparse.Namespace) -> int:
     """`mifo probe coupling`."""
     screen = _begin()
-    task = LabelTask(
-        labels=tuple(known.labels) if known.labels else COLA.labels,
-        instruction=known.instruction if known.instruction is not None else COLA.instruction,
-    )
-    if (known.labels is None) != (known.instruction is None):
-        raise ConfigError(
-            "--labels and --instruction belong together: the question of CoLA asks for CoLA's labels. Give both."
-        )
+    if known.instruction is not None and known.labels is None:
+        raise ConfigError("--instruction asks for labels: give --labels with it.")
+    task = make_task(tuple(known.labels), known.instruction) if known.labels else None
     settings = CouplingSettings(
         data=known.data,
         order=known.order,
@@ -224,6 +223,7 @@ def coupling_command(known: argparse.Namespace) -> int:
         device=known.device,
     )
     found = coupling(known.models, settings)
+    screen.print(found.note)
     screen.print(coupling_table(found))
     screen.print(bounds_table(found))
     _end(screen, notes_on_bounds(found))

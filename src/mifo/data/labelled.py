@@ -70,15 +70,18 @@ def text_and_label(row: Mapping[str, Any], task: LabelTask) -> tuple[str, int] |
     """The text of a row and the number of its label; or what is wrong with it.
 
     Args:
-        row: a text in `sentence` or `text`, and `label`: a number in the order of the labels, or the label itself.
+        row: a text in `sentence` or `text`, and `label`: the label itself, or, where no label is a number, its place in their
+            order.
         task: its labels.
     """
     text = next((row[name] for name in TEXT_COLUMNS if isinstance(row.get(name), str)), "")
     if not text.strip():
         return f"it has no text in {' or '.join(TEXT_COLUMNS)}"
     label = row.get("label")
-    if isinstance(label, str) and label in task.labels:
-        return text, task.labels.index(label)
+    if not isinstance(label, bool) and str(label) in task.labels:
+        return text, task.labels.index(str(label))
+    if any(name.isdecimal() for name in task.labels):  # a number would be a place as well as a label
+        return f"label = {label!r} is none of {', '.join(task.labels)}"
     number = int(label) if isinstance(label, str) and label.isdecimal() and len(label) < MOST_DIGITS else label
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(task.labels):
         return text, number

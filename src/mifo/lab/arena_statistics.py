@@ -129,10 +129,17 @@ def paired_difference(runs: Runs, reference: Runs) -> Estimate | None:
     problems = shared_problems([{s: runs[s] for s in seeds}, {s: reference[s] for s in seeds}])
     if not seeds or not problems:
         return None
-    found = interval(score_table(runs, seeds, problems) - score_table(reference, seeds, problems))
-    if found.certain:  # no problem tells the two apart: so many could in either direction and still show in none
-        most = wilson(0.0, len(problems)).high
+    return difference_interval(score_table(runs, seeds, problems) - score_table(reference, seeds, problems))
+
+
+def difference_interval(differences: Table, largest: float = 1.0) -> Estimate:
+    """`interval` of differences of shares, [seeds, problems], none of which can exceed `largest` either way.
+
+    Where no problem tells the two apart the interval is not without width: so many problems could, in either direction, and
+    still show in none of these (Wilson's bound).
+    """
+    found = interval(differences)
+    if found.certain:
+        most = largest * wilson(0.0, found.problems).high
         found = replace(found, low=found.value - most, high=found.value + most)
-    return Estimate(
-        value=found.value, low=max(-1.0, found.low), high=min(1.0, found.high), seeds=len(seeds), problems=len(problems)
-    )
+    return replace(found, low=max(-largest, found.low), high=min(largest, found.high))

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from mifo.lab.arena_statistics import Estimate, Runs, interval, score_table, shared_problems
+from mifo.lab.arena_statistics import Estimate, Runs, difference_interval, interval, score_table, shared_problems
 
 Verdict = Literal["reproduces", "does not", "cannot be told"]
 Side = Literal["above", "below", "within"]
@@ -110,7 +110,7 @@ def contrast(scores: Sequence[tuple[float, Runs]]) -> Estimate | None:
     own = [{seed: runs[seed] for seed in seeds} for _, runs in scores]
     problems = shared_problems(own)
     tables = [weight * score_table(runs, seeds, problems) for (weight, _), runs in zip(scores, own, strict=True)]
-    return interval(np.sum(tables, axis=0))
+    return difference_interval(np.sum(tables, axis=0), largest=sum(abs(weight) for weight, _ in scores) / 2)
 
 
 # --- as text -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import torch
 
 from mifo.config.schema import Config, DataConfig
 from mifo.data.chat import Chat
-from mifo.data.labelled import COLA, LabelTask
+from mifo.data.labelled import COLA, LabelTask, make_task
 from mifo.errors import ConfigError
 from mifo.lab.coupling_bounds import (
     R_MAX,
@@ -32,12 +32,14 @@ from mifo.lab.coupling_bounds import (
     Texts,
     c1,
     mean_estimate,
+    mean_reward,
     rl_sft_bounds,
     sft_rl_bounds,
 )
 from mifo.lab.labels import (
     Example,
     LabelScores,
+    described,
     label_scores,
     read_examples,
     robust_label,
@@ -58,11 +60,11 @@ Order = Literal["sft-rl", "rl-sft"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CouplingSettings:
-    """The task and how it is measured."""
+    """The task and how it is measured; `task` is that of the first checkpoint's run where it is None, or CoLA's."""
 
     data: str
     order: Order
-    task: LabelTask = COLA
+    task: LabelTask | None = None
     limit: int | None = 200
     samples: int = 8
     beta: float = 0.001
@@ -89,10 +91,13 @@ class CouplingPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coupling:
-    """All checkpoints and bounds; `c1` is C_1(β) of the first checkpoint."""
+    """All checkpoints and bounds; `c1` is C_1(β) of the first checkpoint, `task` what was asked."""
 
+    models: tuple[str, ...]
     settings: CouplingSettings
+    task: LabelTask
     examples: int
+    note: str
     c1: Constant
     points: tuple[CouplingPoint, ...]
     bounds: tuple[Bound, ...]
@@ -142,14 +147,15 @@ def coupling(models: Sequence[str], settings: CouplingSettings) -> Coupling:
         DataError: the file holds no labelled texts.
     """
     _check(models, settings)
-    examples = read_examples(settings.data, settings.task, settings.limit)
     sources = [find_source(given, "MODEL") for given in models]
+    task = settings.task or _task(sources[0])
+    examples = read_examples(settings.data, task, settings.limit)
     common_names([Tensors(source) for source in sources])
     config = _config(sources[0], settings)
     chat = make_chat(config, load_tokenizer(config.model))
-    prompts = [chat.prompt_ids(example.problem(settings.task, i)) for i, example in enumerate(examples)]
-    golds = [chat.demonstration_ids(settings.task.labels[example.label]) for example in examples]
-    found = [_one(source, config, chat, examples, prompts, golds, settings) for source in sources]
+    prompts = [chat.prompt_ids(example.problem(task, i)) for i, example in enumerate(examples)]
+    golds = [chat.demonstration_ids(task.labels[example.label]) for example in examples]
+    found = [_one(source, config, chat, task, examples, prompts, golds, settings) for source in sources]
     under_first = _scored(sources[0], [m.samples for m in found], settings)
     texts = [
         _texts(label, m, rows, settings.samples)
@@ -158,7 +164,16 @@ def coupling(models: Sequence[str], settings: CouplingSettings) -> Coupling:
     points = tuple(_point(own, m) for own, m in zip(texts, found, strict=True))
     constant = c1([-loss for loss in found[0].sft_loss], found[0].rewards, found[0].others, settings.beta)
     bounds = sft_rl_bounds(constant, texts) if settings.order == "sft-rl" else rl_sft_bounds(texts)
-    return Coupling(settings=settings, examples=len(examples), c1=constant, points=points, bounds=bounds)
+    return Coupling(
+        models=tuple(models),
+        settings=settings,
+        task=task,
+        examples=len(examples),
+        note=described(examples, task),
+        c1=constant,
+        points=points,
+        bounds=bounds,
+    )
 
 
 def _check(models: Sequence[str], settings: CouplingSettings) -> None:
@@ -172,6 +187,14 @@ def _check(models: Sequence[str], settings: CouplingSettings) -> None:
         )
     if not settings.beta > 0:
         raise ConfigError(f"--beta = {settings.beta:g} must be more than 0.")
+    if settings.limit is not None and settings.limit < 1:
+        raise ConfigError(f"--limit = {settings.limit} must be at least 1.")
+
+
+def _task(first: Source) -> LabelTask:
+    """What a run was trained on; CoLA's question where there is no run, or none with labels."""
+    data = first.run.data if first.run is not None else DataConfig()
+    return make_task(data.labels, data.instruction) if data.labels else COLA
 
 
 def _config(source: Source, settings: CouplingSettings) -> Config:
@@ -186,6 +209,7 @@ def _one(
     source: Source,
     config: Config,
     chat: Chat,
+    task: LabelTask,
     examples: Sequence[Example],
     prompts: Sequence[TokenIds],
     golds: Sequence[TokenIds],
@@ -204,7 +228,7 @@ def _one(
     gold = [example.label for example in examples]
     texts = [chat.decode(group[0].token_ids) for group in shown]
     rewards = [
-        [R_MAX if strict_label(chat.decode(r.token_ids), settings.task) == label else -R_MAX for r in group]
+        [R_MAX if strict_label(chat.decode(r.token_ids), task) == label else -R_MAX for r in group]
         for group, label in zip(drawn, gold, strict=True)
     ]
     return _Measured(
@@ -216,8 +240,8 @@ def _one(
             [reward for r, reward in zip(group, row, strict=True) if r.token_ids != right]
             for group, row, right in zip(drawn, rewards, golds, strict=True)
         ],
-        strict=label_scores(gold, [strict_label(text, settings.task) for text in texts]),
-        robust=label_scores(gold, [robust_label(text, settings.task) for text in texts]),
+        strict=label_scores(gold, [strict_label(text, task) for text in texts]),
+        robust=label_scores(gold, [robust_label(text, task) for text in texts]),
     )
 
 
@@ -257,7 +281,7 @@ def _point(texts: Texts, measured: _Measured) -> CouplingPoint:
         label=texts.label,
         sft_loss=mean_estimate(texts.sft_loss),
         kl=mean_estimate(texts.kl),
-        objective=mean_estimate(texts.objective),
+        objective=mean_reward(texts.objective),
         strict=measured.strict,
         robust=measured.robust,
     )

@@ -15,33 +15,40 @@ beside, with that number.
     Theorem 4.1    J(p_2) ≤ J(p_1) − C_2, if p_1 is a local maximum of J (Assumption 3); a rise of J shows that it is not. λ =
                    (J(p_1) − J(p_2))/KL is the growth that the measurement implies
 
-Every comparison is of the same texts under two models, so its interval is that of the mean of paired differences.
+Every comparison is of the same texts under two models, so its interval is that of the mean of paired differences, by Student's t.
+Where no text tells two rewards apart it is as wide as Wilson's bound allows. One text decides nothing. B is measured, so
+Proposition 1 is held against both ends of its interval.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from mifo.eval.score import wilson
+from mifo.lab.arena_statistics import student_quantile
+
 R_MAX = 1.0
-Z95 = 1.959963984540054
 DRAWS = 2000
 Verdict = Literal["holds", "fails", "cannot be told", "says nothing"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A figure with its 95 % interval."""
+    """A figure with its 95 % interval, over so many texts; of one text there is none."""
 
     value: float
     low: float
     high: float
+    texts: int
 
     def __str__(self) -> str:
+        if self.texts == 1:
+            return f"{self.value:.3g} (one text)"
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
@@ -87,11 +94,22 @@ class Constant:
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """A mean with its normal 95 % interval over independent values."""
-    mean = sum(values) / len(values)
-    variance = sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)
-    half = Z95 * math.sqrt(variance / len(values))
-    return Estimate(value=mean, low=mean - half, high=mean + half)
+    """A mean with Student's 95 % interval over independent values; of one value the interval is that value."""
+    mean, count = sum(values) / len(values), len(values)
+    if count == 1:
+        return Estimate(value=mean, low=mean, high=mean, texts=1)
+    variance = sum((v - mean) ** 2 for v in values) / (count - 1)
+    half = student_quantile(count - 1) * math.sqrt(variance / count)
+    return Estimate(value=mean, low=mean - half, high=mean + half, texts=count)
+
+
+def mean_reward(values: Sequence[float], largest: float = R_MAX) -> Estimate:
+    """`mean_estimate` of rewards, or of differences of them, within ± `largest`; as wide as Wilson allows where all are equal."""
+    found = mean_estimate(values)
+    if found.texts > 1 and len(set(values)) == 1:
+        most = 2.0 * largest * wilson(0.0, found.texts).high
+        found = replace(found, low=found.value - most, high=found.value + most)
+    return replace(found, low=max(-largest, found.low), high=min(largest, found.high))
 
 
 def c1(
@@ -144,7 +162,7 @@ def sft_rl_bounds(constant: Constant, points: Sequence[Texts]) -> tuple[Bound, .
                 predicted=before + constant.value.value,
                 measured=after,
                 difference=beyond,
-                verdict="holds" if beyond.low <= 0.0 <= beyond.high else "fails",
+                verdict=_equal(beyond),
                 caveat=caveat,
             )
         )
@@ -163,13 +181,13 @@ def sft_rl_bounds(constant: Constant, points: Sequence[Texts]) -> tuple[Bound, .
 
 
 def _assumptions(constant: Constant, first: Texts, point: Texts) -> list[str]:
-    start, objective = mean_estimate(first.sft_loss), mean_estimate(point.objective)
+    start, objective = mean_estimate(first.sft_loss), mean_reward(point.objective)
     found = []
-    if start.low > 0.0:
+    if start.texts > 1 and start.low > 0.0:
         found.append(f"eq. 10 fails: the first phase has loss {start.value:.3g}, where matching the data means 0")
-    if objective.high < constant.optimum:
+    if start.texts > 1 and objective.high < constant.optimum:
         found.append(f"eq. 12 fails: J = {objective}, where RL's optimum has {constant.optimum:.3g}")
-    if constant.value.high < 0.0:
+    if start.texts > 1 and constant.value.high < 0.0:
         found.append(f"C_1 = {constant.value} is negative, which eq. 10 rules out")
     return found
 
@@ -179,22 +197,25 @@ def rl_sft_bounds(points: Sequence[Texts]) -> tuple[Bound, ...]:
     first, bounds = points[0], []
     start = _mean(first.objective)
     for point in points[1:]:
-        change = mean_estimate([b - a for a, b in zip(first.objective, point.objective, strict=True)])
-        allowed = R_MAX * math.sqrt(2.0 * max(0.0, _mean(point.kl)))
+        change = mean_reward([b - a for a, b in zip(first.objective, point.objective, strict=True)], 2.0 * R_MAX)
+        kl = mean_estimate(point.kl)
+        allowed, least, most = (R_MAX * math.sqrt(2.0 * max(0.0, b)) for b in (kl.value, kl.low, kl.high))
         empty = start + allowed >= R_MAX
-        inside: Verdict = "fails" if change.low > allowed else "holds"
+        room = Estimate(
+            value=allowed - change.value, low=least - change.high, high=most - change.low, texts=change.texts
+        )
         bounds.append(
             Bound(
                 statement="Proposition 1: J(p_2) ≤ J(p_1) + R_max √(2B)",
                 label=point.label,
                 predicted=start + allowed,
                 measured=_mean(point.objective),
-                difference=Estimate(value=change.value - allowed, low=change.low - allowed, high=change.high - allowed),
-                verdict="says nothing" if empty else inside,
+                difference=_negated(room),
+                verdict="says nothing" if empty else above(room),
                 caveat="the bound is at or above the greatest reward" if empty else "",
             )
         )
-        drop = above(Estimate(value=-change.value, low=-change.high, high=-change.low))
+        drop = above(_negated(change))
         bounds.append(
             Bound(
                 statement="Theorem 4.1: J(p_2) < J(p_1)",
@@ -215,16 +236,31 @@ def _growth(first: Texts, point: Texts) -> str:
     """λ = (J(p_1) − J(p_2))/KL with the interval of a bootstrap over texts; "not known" where the KL may be 0."""
     drops = np.array(first.objective) - np.array(point.objective)
     kl = np.array(point.kl)
+    if len(kl) == 1:
+        return "not known of one text"
     rows = np.random.default_rng(0).integers(len(kl), size=(DRAWS, len(kl)))
     below = kl[rows].mean(1)
     if kl.mean() <= 0.0 or np.quantile(below, 0.025) <= 0.0:
         return "not known, for the KL may be 0"
     low, high = np.quantile(drops[rows].mean(1) / below, [0.025, 0.975])
-    return str(Estimate(value=float(drops.mean() / kl.mean()), low=float(low), high=float(high)))
+    return str(Estimate(value=float(drops.mean() / kl.mean()), low=float(low), high=float(high), texts=len(kl)))
+
+
+def _negated(estimate: Estimate) -> Estimate:
+    return replace(estimate, value=-estimate.value, low=-estimate.high, high=-estimate.low)
+
+
+def _equal(difference: Estimate) -> Verdict:
+    """Whether a difference may be zero, as far as its interval tells."""
+    if difference.texts == 1:
+        return "cannot be told"
+    return "holds" if difference.low <= 0.0 <= difference.high else "fails"
 
 
 def above(difference: Estimate) -> Verdict:
     """Whether a difference is above zero, as far as its interval tells."""
+    if difference.texts == 1:
+        return "cannot be told"
     if difference.low > 0.0:
         return "holds"
     return "fails" if difference.high < 0.0 else "cannot be told"

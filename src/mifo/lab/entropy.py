@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -63,8 +63,9 @@ class SelectionOverlap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyReport:
-    """Entropies of some models on the same tokens."""
+    """Entropies of some models on the same tokens; `sources` are the models as they were given, in the order of `models`."""
 
+    sources: tuple[str, ...] = ()
     data: str
     note: str
     fraction: float
@@ -111,7 +112,8 @@ def entropy(
     common_names([Tensors(source) for source in sources])
     read = read_pairs(sources[-1], settings)
     values = [_measure(source, read, compute, device) for source in sources]
-    return summarise(labels_of(sources), values, read, fraction=fraction, data=settings.data)
+    report = summarise(labels_of(sources), values, read, fraction=fraction, data=settings.data)
+    return replace(report, sources=tuple(models))
 
 
 def _measure(source: Source, pairs: Pairs, compute: Compute, device: str) -> Tensor:

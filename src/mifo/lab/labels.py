@@ -46,7 +46,7 @@ def read_examples(path: str, task: LabelTask, limit: int | None = None) -> tuple
     """
     file = Path(path).expanduser()
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"--data = '{path}' cannot be read ({error}). Name a JSONL or TSV file of labelled texts."
@@ -56,7 +56,8 @@ def read_examples(path: str, task: LabelTask, limit: int | None = None) -> tuple
             f"--data = '{path}': {file.suffix} files are not read here. Write JSON lines with sentence (or text) and label, "
             "or CoLA's TSV of four columns."
         )
-    rows = enumerate(tsv_rows(text.splitlines()), 1) if file.suffix == ".tsv" else _json_lines(text)
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    rows = enumerate(tsv_rows(lines), 1) if file.suffix == ".tsv" else _json_lines(lines)
     examples = []
     for number, row in rows:
         example = _example(row, task)
@@ -70,13 +71,21 @@ def read_examples(path: str, task: LabelTask, limit: int | None = None) -> tuple
     return tuple(examples)
 
 
-def _json_lines(text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+def _json_lines(lines: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError):
                 yield number, None
+
+
+def described(examples: Sequence[Example], task: LabelTask) -> str:
+    """How many texts of each label were read, as a sentence."""
+    counts = Counter(example.label for example in examples)
+    shares = ", ".join(f"{counts[number]} {label}" for number, label in enumerate(task.labels))
+    one = " All have one label, so correlation and balanced accuracy say nothing." if len(counts) == 1 else ""
+    return f"The first {len(examples)} texts of the file: {shares}.{one}"
 
 
 def _example(row: Any, task: LabelTask) -> Example | str:
@@ -99,7 +108,8 @@ def robust_label(response: str, task: LabelTask) -> int | None:
     found = re.findall(rf"(?<!\w)({'|'.join(map(re.escape, longest_first))})(?!\w)", response, re.IGNORECASE)
     if not found:
         return None
-    return [label.casefold() for label in task.labels].index(found[-1].casefold())
+    same = (re.fullmatch(re.escape(label), found[-1], re.IGNORECASE) for label in task.labels)
+    return next(number for number, match in enumerate(same) if match)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,14 +12,14 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mifo.errors import ConfigError, NumericsError
-from mifo.lab.source import Tensors, common_names, find_source, place_of
+from mifo.lab.source import Tensors, common_names, find_source, labels_of, place_of, types_note
 
 LARGEST = 5
 
@@ -74,12 +74,13 @@ class GroupChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Magnitude:
-    """What moved between two checkpoints; `label` names the second in tables and figures."""
+    """What moved between two checkpoints; `label` names the second in tables and figures, `note` says what misleads."""
 
     before: str
     after: str
     label: str
     tensors: tuple[TensorChange, ...]
+    note: str = ""
 
     def modules(self) -> list[GroupChange]:
         """A group for each (layer, module)."""
@@ -115,6 +116,7 @@ class Magnitude:
             "before": self.before,
             "after": self.after,
             "label": self.label,
+            "note": self.note,
             "total": _plain(self.total()),
             "layers": [_plain(group) for group in self.layers()],
             "modules": [_plain(group) for group in self.modules()],
@@ -163,7 +165,14 @@ def magnitude(
     old, new = Tensors(find_source(before, fields[0])), Tensors(find_source(after, fields[1]))
     names = common_names([old, new])
     changes = tuple(_tensor_change(name, old, new, largest) for name in names)
-    return Magnitude(before=before, after=after, label=new.source.label, tensors=changes)
+    return Magnitude(before=before, after=after, label=new.source.label, tensors=changes, note=types_note([old, new]))
+
+
+def magnitudes(before: str, afters: Sequence[str], *, largest: int = LARGEST) -> list[Magnitude]:
+    """`magnitude` of several models from one start, under labels that tell them apart."""
+    labels = labels_of([find_source(after, "AFTER") for after in afters])
+    found = [magnitude(before, after, largest=largest) for after in afters]
+    return [replace(one, label=label) for one, label in zip(found, labels, strict=True)]
 
 
 def _tensor_change(name: str, old: Tensors, new: Tensors, largest: int) -> TensorChange:

@@ -36,9 +36,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mifo.core.select import kept_count
-from mifo.core.topk import BINS, LOW_BITS, check_orderable
-from mifo.errors import ConfigError
-from mifo.lab.source import Tensors, common_names, find_source, labels_of
+from mifo.core.topk import BINS, LOW_BITS
+from mifo.errors import ConfigError, NumericsError
+from mifo.lab.source import Tensors, common_names, find_source, labels_of, types_note
 from mifo.train.checkpoint import STATE, read_json
 from mifo.train.kept_phases import MASK, START, kept_phases
 
@@ -85,7 +85,8 @@ class MaskChurn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """Phases of one run and every pair of them; `masks` of neighbouring SFT phases of a run that kept them."""
+    """Phases of one run and every pair of them; `masks` of neighbouring SFT phases of a run that kept them; `note` says what
+    misleads."""
 
     checkpoints: tuple[str, ...]
     top: float
@@ -93,6 +94,7 @@ class Overlap:
     phases: tuple[PhaseChange, ...]
     pairs: tuple[PhaseOverlap, ...]
     masks: tuple[MaskChurn, ...] = ()
+    note: str = ""
 
     def record(self) -> dict[str, Any]:
         """Plain data."""
@@ -130,6 +132,8 @@ def overlap(checkpoints: Sequence[str], *, top: float = 0.5, names: Sequence[str
         raise ConfigError(f"--top = {top:g} must be more than 0 and at most 1.")
     if names is not None and len(names) != len(checkpoints) - 1:
         raise ConfigError(f"--names gives {len(names)} names for {len(checkpoints) - 1} phases. Give one for each.")
+    if names is not None and len(set(names)) < len(names):
+        raise ConfigError(f"--names {' '.join(names)}: give every phase a name of its own.")
     stored = [Tensors(find_source(given, f"checkpoint {i}")) for i, given in enumerate(checkpoints)]
     changes = _Changes(stored)
     labels = list(names) if names is not None else labels_of([t.source for t in stored[1:]])
@@ -145,7 +149,13 @@ def overlap(checkpoints: Sequence[str], *, top: float = 0.5, names: Sequence[str
         for (i, j), pair in sums.pairs.items()
     )
     return Overlap(
-        checkpoints=tuple(checkpoints), top=top, elements=changes.elements, phases=phases, pairs=pairs, masks=masks
+        checkpoints=tuple(checkpoints),
+        top=top,
+        elements=changes.elements,
+        phases=phases,
+        pairs=pairs,
+        masks=masks,
+        note=types_note(stored),
     )
 
 
@@ -207,11 +217,15 @@ class _Changes:
             NumericsError: a change is not finite.
         """
         points = range(phases[0], phases[-1] + 2)
-        for number, name in enumerate(self.names):
+        for name in self.names:
             for values in zip(*(self.stored[i].blocks(name) for i in points), strict=True):
                 found = [(b.double() - a.double()).float() for a, b in itertools.pairwise(values)]
-                for change_E in found:
-                    check_orderable(change_E.abs(), number)
+                for phase, change_E in zip(phases, found, strict=True):
+                    if not bool(torch.isfinite(change_E).all()):
+                        raise NumericsError(
+                            f"{name} changes by numbers that are not finite from '{self.stored[phase].source.given}' to "
+                            f"'{self.stored[phase + 1].source.given}'. Name earlier checkpoints."
+                        )
                 yield found
 
 

@@ -16,7 +16,8 @@ Theorem 1 is about one token too: PR^SFT / PR^RL = 1[y = y*] / (r π(y|x)), eq. 
 is at least 1 where r π(y|x) ≤ 1, which holds for every r ≤ 1: the theorem then has no case in which it could fail. 1/(r
 π) is reported under θ_0, and of two trained models the measured ratio of the same tokens beside it.
 
-Norms are over all parameters. Memory: four copies of the model in fp32.
+θ_0 is measured with the configuration of the trained model, under which training began. Norms are over all parameters.
+Memory: four copies of the model in fp32.
 """
 
 from __future__ import annotations
@@ -24,16 +25,24 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mifo.errors import ConfigError
-from mifo.lab.samples import Pairs, PairSettings, load_source, read_pairs
-from mifo.lab.source import Tensors, common_names, find_source
+from mifo.errors import ConfigError, ModelError, NumericsError
+from mifo.lab.samples import (
+    Pairs,
+    PairSettings,
+    configuration_note,
+    differing_settings,
+    load_source,
+    read_pairs,
+    stored_names,
+)
+from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of
 from mifo.train.calibration import quantiles
 
 log = logging.getLogger(__name__)
@@ -194,18 +203,32 @@ def redundancy(
     Raises:
         ConfigError: an argument is out of range.
         ModelError: a path is no model, or the architectures differ.
+        NumericsError: a weight is not finite.
         DataError: the file holds no pair that can be used.
     """
     if tokens < 1:
         raise ConfigError(f"--tokens = {tokens} must be at least 1.")
-    if not reward > 0:
-        raise ConfigError(f"--reward = {reward:g} must be more than 0: Theorem 1 divides by it.")
+    if not 0 < reward < math.inf:
+        raise ConfigError(f"--reward = {reward:g} must be more than 0 and finite: Theorem 1 divides by it.")
     begin, ends = Tensors(find_source(start, "START")), [Tensors(find_source(model, "MODEL")) for model in models]
     common_names([begin, *ends])
+    _check_same_settings([end.source for end in ends])
     read = read_pairs(ends[0].source, pairs or PairSettings())
+    read = replace(read, note=read.note + configuration_note(begin.source, ends[0].source))
     points = _sample(read, tokens, seed)
-    net = load_source(begin.source, "float32", device)
-    return [_measure(net, begin, end, read, points, reward) for end in ends]
+    net = load_source(ends[0].source, "float32", device)
+    labels = labels_of([end.source for end in ends])
+    return [_measure(net, begin, end, label, read, points, reward) for end, label in zip(ends, labels, strict=True)]
+
+
+def _check_same_settings(models: Sequence[Source]) -> None:
+    for other in models[1:]:
+        differing = differing_settings(models[0], other)
+        if differing:
+            raise ModelError(
+                f"MODEL = '{models[0].given}' and '{other.given}' compute differently: {', '.join(differing)}. Measure them one "
+                "by one: ratios of one token need the same margin."
+            )
 
 
 def _sample(pairs: Pairs, count: int, seed: int) -> list[_Point]:
@@ -219,16 +242,22 @@ def _sample(pairs: Pairs, count: int, seed: int) -> list[_Point]:
 
 
 def _measure(
-    net: PreTrainedModel, begin: Tensors, end: Tensors, pairs: Pairs, points: Sequence[_Point], reward: float
+    net: PreTrainedModel,
+    begin: Tensors,
+    end: Tensors,
+    label: str,
+    pairs: Pairs,
+    points: Sequence[_Point],
+    reward: float,
 ) -> Redundancy:
-    parameters = {name: p for name, p in net.named_parameters() if name in begin.infos}
+    parameters, names = dict(net.named_parameters()), stored_names(net, begin)
     with torch.no_grad():
-        before = [_logits(net, point) for point in points]
-        start = {name: p.clone() for name, p in parameters.items()}
-        _put(parameters, {name: end.read(name).to(p) for name, p in parameters.items()})
+        _put(parameters, {name: _finite(end, names[name]).to(p) for name, p in parameters.items()})
         after = [_logits(net, point) for point in points]
+        start = {name: _finite(begin, names[name]).to(p) for name, p in parameters.items()}
         change = {name: p - start[name] for name, p in parameters.items()}
         _put(parameters, start)
+        before = [_logits(net, point) for point in points]
     total = _norm(change.values())
     net.requires_grad_(True)
     found = []
@@ -263,12 +292,23 @@ def _measure(
     return Redundancy(
         start=begin.source.given,
         model=end.source.given,
-        label=end.source.label,
+        label=label,
         note=pairs.note,
         reward=reward,
         change_norm=total,
         tokens=tuple(found),
     )
+
+
+def _finite(tensors: Tensors, name: str) -> Tensor:
+    """A stored tensor, all of it finite."""
+    values = tensors.read(name)
+    if not bool(torch.isfinite(values).all()):
+        raise NumericsError(
+            f"{name} holds numbers that are not finite in '{tensors.source.given}', so there is no margin. Name an earlier "
+            "checkpoint."
+        )
+    return values
 
 
 def _logits(net: PreTrainedModel, point: _Point) -> Tensor:

@@ -6,7 +6,8 @@
     4  each target keeps its top ρ of all neurons; S is their union over targets and pairs
     5  rows or columns of S in θ_fuse, biases with their rows, go back to θ_base
 
-One model is in memory at a time, in the type it is stored in unless told otherwise; weights are fused, reset and written
+The base is measured with the configuration of the over-trained model (its RoPE base, say), as a run does that began with these
+weights. One model is in memory at a time, in the type it is stored in unless told otherwise; weights are fused, reset and written
 in runs of rows of bounded size. What the paper leaves open (N, number of pairs) and its two oddities are settings: |·|
 also selects tokens whose entropy rose (`signed` takes only those whose entropy fell), and ranking all modules together
 mixes exact scores with proxies and favours k and v, whose scores are summed over the prefix (`per_module_quota`). A run
@@ -24,11 +25,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mifo.config.schema import Config
 from mifo.core.surgery import rejuvenated
 from mifo.errors import ConfigError, DataError, ModelError
-from mifo.lab.samples import Compute, Pairs, PairSettings, load_source, make_policy, read_pairs
-from mifo.lab.source import Source, Tensors, common_names, find_source
-from mifo.lab.writing import RECORD, check_free, staged, write_model
+from mifo.lab.samples import (
+    Compute,
+    Pairs,
+    PairSettings,
+    configuration_note,
+    load_source,
+    make_policy,
+    read_pairs,
+)
+from mifo.lab.source import Source, Tensors, common_names, find_source, model_config
+from mifo.lab.writing import RECORD, free_place, staged, write_model
+from mifo.train.attribution import projections
 from mifo.train.calibration import (
     Calibration,
     Entropies,
@@ -41,6 +52,7 @@ from mifo.train.calibration import (
     select_neurons,
     token_entropies,
 )
+from mifo.train.estimate import empty_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,17 +132,17 @@ def rejuvenate(base: str, over: str, out: str, settings: RejuvenationSettings) -
         DataError: the calibration file holds no pair that can be used.
     """
     _check(settings)
-    target = Path(out).expanduser()
-    check_free(target, "--out")
+    target = free_place(out, "--out")
     sources = find_source(base, "--base"), find_source(over, "--over")
-    if any(source.checkpoint for source in sources):
-        which = next(s for s in sources if s.checkpoint)
+    if sources[1].checkpoint:
         raise ModelError(
-            f"{which.field} = '{which.given}' is a checkpoint of a run, without tokenizer and configuration. Name the run, once "
-            "it is finished, or its export."
+            f"--over = '{over}' is a checkpoint of a run, without tokenizer and configuration. Name the run, once it is "
+            "finished, or its export."
         )
     tensors = Tensors(sources[0]), Tensors(sources[1])
     common_names(tensors)
+    if settings.rho > 0:
+        projections(empty_model(Config(model=model_config(sources[1]))))  # refuses families that it does not know
     pairs = read_pairs(sources[1], settings.pairs)
     with staged(target, "--out") as folder:
         return _rejuvenate(folder, tensors, pairs, settings)
@@ -140,16 +152,16 @@ def _rejuvenate(
     folder: Path, tensors: tuple[Tensors, Tensors], pairs: Pairs, settings: RejuvenationSettings
 ) -> Rejuvenation:
     base, over = tensors
-    before = _entropies(base.source, pairs, settings)
+    before = _entropies(base.source, over.source, pairs, settings)
     found = _calibrate(over, pairs, before, settings)
     _write(folder, tensors, found.selection, settings.alpha)
     written = Source(given=str(folder), field="--out", folder=folder, run=None, checkpoint=False)
-    by_model = {"base": before, "over": found.after, "rejuvenated": _entropies(written, pairs, settings)}
+    by_model = {"base": before, "over": found.after, "rejuvenated": _entropies(written, written, pairs, settings)}
     done = Rejuvenation(
         base=base.source.given,
         over=over.source.given,
         settings=settings,
-        note=pairs.note,
+        note=pairs.note + configuration_note(base.source, over.source) + _equal_note(before, found.after),
         selection=found.selection,
         **_counts(over, found.selection),
         entropies=tuple(entropies_of(name, values, found.places) for name, values in by_model.items()),
@@ -168,8 +180,14 @@ def _check(settings: RejuvenationSettings) -> None:
             raise ConfigError(f"{name} = {count} must be at least 1.")
 
 
-def _entropies(source: Source, pairs: Pairs, settings: RejuvenationSettings) -> list[Tensor]:
-    model = load_source(source, settings.compute, settings.device)
+def _equal_note(before: Sequence[Tensor], after: Sequence[Tensor]) -> str:
+    if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+        return " The entropies of --base and --over are the same everywhere, so the targets are arbitrary."
+    return ""
+
+
+def _entropies(source: Source, configured_as: Source, pairs: Pairs, settings: RejuvenationSettings) -> list[Tensor]:
+    model = load_source(source, settings.compute, settings.device, configured_as=configured_as)
     return token_entropies(make_policy(model), pairs.sequences)
 
 

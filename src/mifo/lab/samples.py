@@ -7,28 +7,35 @@ is measured at each token of it (`train.calibration`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
+from mifo.config.legacy import LegacyConfig
 from mifo.config.schema import Config, DataConfig
 from mifo.data.chat import Chat
 from mifo.data.tasks import INSTRUCTION
-from mifo.errors import DataError, ModelError
+from mifo.errors import ConfigError, DataError, ModelError
 from mifo.lab.source import Source, Tensors, model_config
 from mifo.train.build import make_chat
 from mifo.train.calibration import demonstrated_pairs
 from mifo.train.corpus import embedded_available, read_corpus
 from mifo.train.device import pick_device
-from mifo.train.model import load_model, load_tokenizer
+from mifo.train.model import load_model, load_tokenizer, read_model_config
 from mifo.train.policy import Policy
 from mifo.types import Sequence as TokenSequence
 from mifo.types import Verdict
 
 Compute = Literal["stored", "float32", "bfloat16"]
 EMBEDDED_DATA = "embedded"
+NOT_COMPUTED = {
+    *("_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "initializer_range", "pad_token_id"),
+    *("max_position_embeddings", "torch_dtype", "transformers_version", "use_cache"),
+}
+"""Entries of a model's configuration that do not change its distributions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,24 +67,52 @@ def read_pairs(source: Source, settings: PairSettings) -> Pairs:
     """The first `count` pairs of a file that fit, with the tokenizer and template of `source`.
 
     Raises:
+        ConfigError: `count` or `max_tokens` is below 1.
         DataError: the file holds no demonstration, or none that fits.
         ModelError: the source has no usable tokenizer.
     """
+    for name, value in (("--samples", settings.count), ("--max-tokens", settings.max_tokens)):
+        if value < 1:
+            raise ConfigError(f"{name} = {value} must be at least 1.")
     config = _data_config(source, settings)
+    context = int(read_model_config(config.model).max_position_embeddings)
+    most = min(settings.max_tokens, context)
     chat = make_chat(config, load_tokenizer(config.model))
-    corpus = read_corpus(config, chat, lambda rows: [Verdict.CORRECT] * len(rows), needs_demonstrations=True)
+    try:
+        corpus = read_corpus(config, chat, lambda rows: [Verdict.CORRECT] * len(rows), needs_demonstrations=True)
+    except DataError as error:
+        message = str(error).replace("data.train", "--data", 1)
+        message = message.replace("data.max_prompt_tokens or data.max_demonstration_tokens", "--max-tokens")
+        raise DataError(message) from error
     pairs = demonstrated_pairs(corpus)
-    fitting = [p for p in pairs if len(p.prompt_ids) + len(p.response_ids) <= settings.max_tokens]
+    _check_ids(source, pairs)
+    fitting = [p for p in pairs if len(p.prompt_ids) + len(p.response_ids) <= most]
     if not fitting:
+        limit = "the model's context" if most < settings.max_tokens else "--max-tokens"
         raise DataError(
-            f"--data = '{settings.data}': none of {len(pairs)} pairs of prompt and demonstration has at most "
-            f"{settings.max_tokens} tokens. Raise --max-tokens, or bring shorter demonstrations."
+            f"--data = '{settings.data}': none of {len(pairs)} pairs of prompt and demonstration has at most {most} tokens, "
+            f"which is {limit}. Raise that, or bring shorter demonstrations."
         )
     chosen = tuple(fitting[: settings.count])
-    note = f"{' '.join(corpus.notes)} Measured on {len(chosen)} pairs"
+    note = f"{' '.join(corpus.notes)} Measured on {len(chosen)} pairs, without grading them"
     if len(fitting) < len(pairs):
-        note += f"; {len(pairs) - len(fitting)} of more than {settings.max_tokens} tokens were left out"
+        note += f"; {len(pairs) - len(fitting)} of more than {most} tokens were left out"
     return Pairs(chosen, chat, f"{note}.")
+
+
+def _check_ids(source: Source, pairs: Sequence[TokenSequence]) -> None:
+    """Tokens have rows in the embedding.
+
+    Raises:
+        ModelError: the tokenizer is another model's.
+    """
+    rows = int(read_model_config(model_config(source)).vocab_size)
+    largest = max((max(*pair.prompt_ids, *pair.response_ids) for pair in pairs), default=0)
+    if largest >= rows:
+        raise ModelError(
+            f"{source.field} = '{source.given}': its tokenizer gives token {largest}, and its embedding has {rows} rows. Put the "
+            "tokenizer of this model into the folder."
+        )
 
 
 def _data_config(source: Source, settings: PairSettings) -> Config:
@@ -93,6 +128,7 @@ def _data_config(source: Source, settings: PairSettings) -> Config:
         levels=run.levels if embedded else None,
         labels=() if embedded else run.labels,
         instruction=None if embedded else run.instruction,
+        box_answers=not embedded and run.box_answers,
         train=settings.data,
         train_problems=settings.count if embedded else None,
         split=settings.split or "train",
@@ -106,14 +142,18 @@ def _data_config(source: Source, settings: PairSettings) -> Config:
     most = embedded_available(data, "train")
     if most is not None:
         data = replace(data, train_problems=min(settings.count, most))
-    return Config(model=model_config(source), data=data)
+    legacy = source.run.legacy if source.run is not None else LegacyConfig()
+    return Config(model=model_config(source), data=data, legacy=replace(LegacyConfig(), append_end=legacy.append_end))
 
 
-def load_source(source: Source, compute: Compute, device: str = "auto") -> PreTrainedModel:
+def load_source(
+    source: Source, compute: Compute, device: str = "auto", *, configured_as: Source | None = None
+) -> PreTrainedModel:
     """The model of a source, without gradients of its own. Its memory is free once nobody holds it.
 
     Args:
         source: where its weights lie.
+        configured_as: the source whose configuration they are loaded into; their own where it is None.
         compute: type of weights and arithmetic; "stored" keeps that of the files.
         device: as in `model.device`.
     """
@@ -123,9 +163,13 @@ def load_source(source: Source, compute: Compute, device: str = "auto") -> PreTr
         dtype = max(floats, key=lambda d: d.itemsize)
     else:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[compute]
-    model = load_model(model_config(source), dtype=dtype)
+    table = model_config(configured_as or source)
     if source.checkpoint:
+        model = load_model(table, dtype=dtype)
         _take_weights(model, tensors)
+    else:
+        configured = None if configured_as is None else read_model_config(table)
+        model = load_model(model_config(source), dtype=dtype, configured=configured)
     model.requires_grad_(False).eval()
     return model.to(pick_device(device))
 
@@ -141,6 +185,47 @@ def _take_weights(model: PreTrainedModel, tensors: Tensors) -> None:
         )
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors.read(name))
+
+
+def stored_names(model: PreTrainedModel, tensors: Tensors) -> dict[str, str]:
+    """The stored tensor of each parameter by the parameter's name; a file may leave out the prefix of the whole model.
+
+    Raises:
+        ModelError: a parameter is stored under another name or in another shape, as fused experts are.
+    """
+    found = {}
+    prefix = f"{model.base_model_prefix}."
+    for name, parameter in model.named_parameters():
+        stored = next((n for n in (name, name.removeprefix(prefix)) if n in tensors.infos), None)
+        if stored is None or tensors.infos[stored].shape != tuple(parameter.shape):
+            raise ModelError(
+                f"{tensors.source.field} = '{tensors.source.given}': its files hold no tensor for the parameter {name}, of shape "
+                f"{list(parameter.shape)}, as it is in memory. Load the model with transformers and save it anew; models "
+                "that are stored in another layout than they have in memory cannot be measured here."
+            )
+        found[name] = stored
+    return found
+
+
+def differing_settings(first: Source, second: Source) -> list[str]:
+    """What the configurations of two models set differently that changes how they compute, as `name (first, second)`."""
+    own, other = (read_model_config(model_config(source)).to_dict() for source in (first, second))
+    return [
+        f"{name} ({own.get(name)}, {other.get(name)})"
+        for name in sorted((own.keys() | other.keys()) - NOT_COMPUTED)
+        if own.get(name) != other.get(name)
+    ]
+
+
+def configuration_note(start: Source, model: Source) -> str:
+    """A sentence where a start is measured under a configuration that is not its own; empty where the two agree."""
+    differing = differing_settings(start, model)
+    if not differing:
+        return ""
+    return (
+        f" {start.field} is measured with the configuration of {model.field}, under which training began; its own differs: "
+        f"{', '.join(differing)}."
+    )
 
 
 def make_policy(model: PreTrainedModel) -> Policy:

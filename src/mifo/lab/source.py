@@ -31,7 +31,9 @@ WEIGHTS = "model.safetensors"
 BLOCK_ELEMENTS = 1 << 23  # 32 MiB in fp32
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _OF_NAME = {name: dtype for dtype, name in DTYPES.items()}
-_LAYER = re.compile(r"^(?:model\.)?layers\.(\d+)\.(.+?)(?:\.(?:weight|bias))?$")
+_LAYER = re.compile(
+    r"^(?:(?:model|model\.decoder|gpt_neox|transformer)\.)?(?:layers|h)\.(\d+)\.(.+?)(?:\.(?:weight|bias))?$"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,18 +79,33 @@ class Tensors:
     """The stored tensors of a source by name, in natural order; tied weights once.
 
     Raises:
-        ModelError: a shard is missing or damaged, or holds numbers of a type that is not supported.
+        ModelError: a shard is missing or damaged, holds numbers of a type that is not supported, or a head that is said to be
+            the embedding and is not.
     """
 
     def __init__(self, source: Source) -> None:
         self.source = source
         infos: dict[str, Info] = {}
-        for file in _shards(source):
-            infos |= _contents(file, source)
+        for file, promised in _shards(source).items():
+            infos |= _contents(file, source, promised)
         self.config = {} if source.checkpoint else _read_object(source, source.folder / "config.json")
-        if self.config.get("tie_word_embeddings") and HEAD in infos and EMBEDDING in infos:
-            del infos[HEAD]  # a second copy of the embedding
         self.infos: Mapping[str, Info] = {name: infos[name] for name in sorted(infos, key=natural)}
+        if self.config.get("tie_word_embeddings") and HEAD in infos and EMBEDDING in infos:
+            self._check_tied()
+            self.infos = {name: info for name, info in self.infos.items() if name != HEAD}  # it is the embedding
+
+    def _check_tied(self) -> None:
+        same = self.infos[HEAD].shape == self.infos[EMBEDDING].shape
+        if not same or any(
+            not torch.equal(a, b) for a, b in zip(self.blocks(HEAD), self.blocks(EMBEDDING), strict=True)
+        ):
+            raise ModelError(
+                _say(
+                    self.source,
+                    f"config.json says tie_word_embeddings = true, and {HEAD} is stored with other values than {EMBEDDING}. Say "
+                    "false if the head is its own; else remove the stored head.",
+                )
+            )
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """A tensor, or its rows from `start` to `stop`, in memory of its own."""
@@ -201,6 +218,18 @@ def common_names(sources: Sequence[Tensors]) -> tuple[str, ...]:
     return tuple(first.infos)
 
 
+def types_note(sources: Sequence[Tensors]) -> str:
+    """A sentence where the same weights are stored in several types, so that rounding looks like change; else empty."""
+    types = {info.dtype for tensors in sources for info in tensors.infos.values() if info.dtype.is_floating_point}
+    mixed = any(
+        tensors.infos[name].dtype != info.dtype for tensors in sources[1:] for name, info in sources[0].infos.items()
+    )
+    if not mixed:
+        return ""
+    listed = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
+    return f"The models are stored in different types ({listed}): part of what moved is rounding."
+
+
 def place_of(name: str) -> tuple[int | None, str]:
     """(layer, module) of a tensor: `model.layers.3.mlp.up_proj.weight` is (3, "mlp.up_proj"); no layer outside the stack."""
     match = _LAYER.match(name)
@@ -214,22 +243,24 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split("."))
 
 
-def _shards(source: Source) -> list[Path]:
+def _shards(source: Source) -> dict[Path, set[str]]:
+    """The files with weights, each with the tensors that an index says it holds."""
     index = source.folder / INDEX
     if (source.folder / WEIGHTS).is_file():
-        return [source.folder / WEIGHTS]
+        return {source.folder / WEIGHTS: set()}
     if not index.is_file():
         reason = f"the folder has neither {WEIGHTS} nor {INDEX}, so no weights that can be read"
         raise ModelError(_say(source, f"{reason}. Name a model in Hugging Face format with safetensors weights."))
-    names = sorted(set(_read_object(source, index)["weight_map"].values()))
+    places: dict[str, str] = _read_object(source, index)["weight_map"]  # of this form: find_source saw to it
+    names = sorted(set(places.values()))
     missing = [name for name in names if not (source.folder / name).is_file()]
     if missing:
         reason = f"{len(missing)} of {len(names)} weight files are missing, the first is {missing[0]}"
         raise ModelError(_say(source, f"{reason}. Fetch the model again."))
-    return [source.folder / name for name in names]
+    return {source.folder / name: {tensor for tensor, place in places.items() if place == name} for name in names}
 
 
-def _contents(file: Path, source: Source) -> dict[str, Info]:
+def _contents(file: Path, source: Source, promised: set[str]) -> dict[str, Info]:
     infos: dict[str, Info] = {}
     try:
         with safe_open(file, framework="pt") as opened:
@@ -246,6 +277,14 @@ def _contents(file: Path, source: Source) -> dict[str, Info]:
                 infos[name] = Info(_OF_NAME[dtype], tuple(view.get_shape()), file)
     except (SafetensorError, OSError) as error:
         raise ModelError(_say(source, f"{file.name} cannot be read ({error}). Fetch it again.")) from error
+    lost = sorted(promised - infos.keys(), key=natural)
+    if lost:
+        raise ModelError(
+            _say(
+                source,
+                f"{file.name} lacks {len(lost)} tensors that {INDEX} places in it, such as {lost[0]}. Fetch both again.",
+            )
+        )
     return infos
 
 

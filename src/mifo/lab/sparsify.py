@@ -30,7 +30,7 @@ from mifo.errors import ConfigError
 from mifo.eval.score import evaluate, evaluation_sampling
 from mifo.lab.arena_statistics import Estimate
 from mifo.lab.claims import contrast
-from mifo.lab.samples import EMBEDDED_DATA, load_source
+from mifo.lab.samples import EMBEDDED_DATA, configuration_note, load_source, stored_names
 from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of, model_config
 from mifo.train.build import build_engine, make_chat, make_grader, verifier
 from mifo.train.corpus import embedded_available, read_evaluation
@@ -137,6 +137,7 @@ def sparsify(start: str, models: Sequence[str], settings: SparsifySettings | Non
     ends = [Tensors(find_source(given, "MODEL")) for given in models]
     common_names([begin, *ends])
     with _evaluation(ends[0].source, settings) as (measure, note):
+        note += configuration_note(begin.source, ends[0].source)
         labels = labels_of([end.source for end in ends])
         curves = {label: _curve(begin, end, label, measure, settings) for end, label in zip(ends, labels, strict=True)}
     return Sparsification(
@@ -181,8 +182,9 @@ def _drops(solved: Mapping[str, Mapping[float, Mapping[int, Solved]]], settings:
 def _curve(begin: Tensors, end: Tensors, label: str, measure: Measure, settings: SparsifySettings) -> Curve:
     scores = []
     model = load_source(end.source, "float32", settings.device)
+    names = stored_names(model, end)
     for rate, mask in _grid(settings):
-        _put(model, begin, end, rate, mask, settings.seed)
+        _put(model, names, begin, end, rate, mask, settings.seed)
         score = measure(model)
         scores.append((_pruned_score(label, rate, mask, score), dict(score.by_problem)))
         log.info("%s p = %g mask %d: %.3f", label, rate, mask, score.accuracy.value)
@@ -195,6 +197,8 @@ def _check(settings: SparsifySettings) -> None:
         raise ConfigError(f"--rates {listed}: each must be more than 0 and less than 1; 0 and 1 are measured anyway.")
     if settings.masks < 1:
         raise ConfigError(f"--masks = {settings.masks} must be at least 1.")
+    if settings.limit is not None and settings.limit < 1:
+        raise ConfigError(f"--limit = {settings.limit} must be at least 1.")
 
 
 def _grid(settings: SparsifySettings) -> Iterator[tuple[float, int]]:
@@ -207,12 +211,20 @@ def _grid(settings: SparsifySettings) -> Iterator[tuple[float, int]]:
 
 
 @torch.no_grad()
-def _put(model: PreTrainedModel, begin: Tensors, end: Tensors, rate: float, mask: int, seed: int) -> None:
+def _put(
+    model: PreTrainedModel,
+    names: Mapping[str, str],
+    begin: Tensors,
+    end: Tensors,
+    rate: float,
+    mask: int,
+    seed: int,
+) -> None:
     """θ_post into the model; the mask of a number is the same for all models, so that they lose the same elements."""
-    parameters: Mapping[str, torch.nn.Parameter] = dict(model.named_parameters())
-    for name, info in end.infos.items():
-        keep = keep_mask(info.shape, rate, seed=seed, step=mask, name=f"{rate:g}/{name}")
-        parameters[name].copy_(prune(begin.read(name), end.read(name), keep))
+    for name, parameter in model.named_parameters():
+        stored = names[name]
+        keep = keep_mask(end.infos[stored].shape, rate, seed=seed, step=mask, name=f"{rate:g}/{stored}")
+        parameter.copy_(prune(begin.read(stored), end.read(stored), keep))
 
 
 @contextmanager
@@ -247,6 +259,8 @@ def _config(source: Source, settings: SparsifySettings) -> Config:
         evaluation_split=settings.split or "test",
         families=data.families if own else (),
         levels=data.levels if own else None,
+        labels=() if own else data.labels,
+        instruction=None if own else data.instruction,
         template=template,
         system_prompt=prompt,
     )

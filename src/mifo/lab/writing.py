@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,41 +25,55 @@ from mifo.train.trust import INDEX
 COPIED = (".json", ".txt", ".jinja", ".model")  # settings, vocabularies, templates; never code, never other weights
 NOT_COPIED = ("FILES.json", INDEX)
 RECORD = "rejuvenation.json"
+TEMPLATES = "additional_chat_templates"  # where transformers keeps all but the default one
 
 
-def check_free(out: Path, field: str) -> None:
-    """Refuse a folder that holds something, or cannot be made.
+def free_place(given: str, field: str) -> Path:
+    """The folder to write to, where it is empty or can be made.
 
     Raises:
         ModelError: names it and the remedy.
     """
+    out = Path(given).expanduser().resolve()
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ModelError(f"{field} = '{out}' is there already and not empty. Name a folder that does not exist yet.")
     if not out.parent.is_dir():
         raise ModelError(f"{field} = '{out}': there is no folder {out.parent}. Make it, or write elsewhere.")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise ModelError(
+            f"{field} = '{out}': {out.parent} cannot be written to. Change its permissions, or write elsewhere."
+        )
+    return out
 
 
 @contextlib.contextmanager
 def staged(out: Path, field: str) -> Iterator[Path]:
-    """A folder to write to that becomes `out` if the `with` ends well, and is removed otherwise.
+    """A new folder beside `out` to write to, which becomes `out` if the `with` ends well, and is removed otherwise.
 
     Raises:
         ModelError: the system refused to write.
     """
-    staging = out.with_name(f"writing-{out.name}")
+    staging = None
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+        staging = Path(tempfile.mkdtemp(prefix=f"writing-{out.name}-", dir=out.parent))
+        staging.chmod(0o777 & ~_umask())  # mkdtemp's are of the user alone
         yield staging
         if out.is_dir():
-            out.rmdir()  # empty, see `check_free`
+            out.rmdir()  # empty, see `free_place`
         staging.rename(out)
     except OSError as error:
         raise ModelError(
-            f"{field} = '{out}' cannot be written ({error.strerror or error}). Free space there, or write elsewhere."
+            f"{field} = '{out}' cannot be written ({error.strerror or error}). Mend that, or write elsewhere."
         ) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_model(
@@ -121,9 +137,12 @@ def _write_index(
 
 
 def _copy_rest(folder: Path, like: Tensors, dtypes: Mapping[str, torch.dtype]) -> None:
-    for file in sorted(like.source.folder.iterdir()):
+    files = [*like.source.folder.iterdir(), *like.source.folder.glob(f"{TEMPLATES}/*.jinja")]
+    for file in sorted(files):
         if file.is_file() and file.suffix in COPIED and file.name not in (*NOT_COPIED, RECORD):
-            shutil.copyfile(file, folder / file.name)
+            copy = folder / file.relative_to(like.source.folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
     widened = {dtypes[name] for name, info in like.infos.items() if dtypes[name] != info.dtype}
     if widened:  # the type that the configuration names would round them when the model is loaded
         config = like.config | {"dtype": str(max(widened, key=lambda d: d.itemsize)).removeprefix("torch.")}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ENTROPY_BINS = 30
 MOST_PAIRS = 10  # of phases in one figure
+FEW_TOKENS = 20  # are drawn one by one
 COLOURS = (
     "#1b6ca8", "#d1495b", "#2e933c", "#8d5a97", "#e8a33d", "#555555", "#17a2b8", "#a0522d", "#e377c2", "#6b8e23", "#1f2a7a",
     "#c0a000",
@@ -75,6 +76,8 @@ def draw_magnitude(figure: Figure, found: Sequence[Magnitude]) -> None:
     left, right = figure.subplots(1, 2)
     for colour, change in zip(_colours(len(found)), found, strict=True):
         layers = [group.layer for group in change.layers()]
+        if not layers:
+            left.text(0.5, 0.5, "no layers: see the table", ha="center", transform=left.transAxes)
         left.plot(layers, [g.norm for g in change.layers()], "o-", color=colour, label=change.label, markersize=3)
         right.plot(layers, [g.relative for g in change.layers()], "o-", color=colour, label=change.label, markersize=3)
     left.set_ylabel("‖θ_T − θ_0‖₂")
@@ -114,17 +117,21 @@ def draw_overlap(figure: Figure, found: Overlap) -> None:
     if len(pairs) > MOST_PAIRS:
         places = {phase.name: place for place, phase in enumerate(found.phases)}
         pairs = [pair for pair in pairs if places[pair.later] == places[pair.earlier] + 1]
+    only = "" if len(pairs) == len(found.pairs) else "; neighbours alone, all pairs are in the table"
     shown = ("cosine", "sign_agreement", "kept", "touched", "overwritten", "undone")
     width = 0.8 / len(pairs)
     for place, (colour, pair) in enumerate(zip(_colours(len(pairs)), pairs, strict=True)):
         values = [getattr(pair, name) for name in shown]
         at = [i + (place - (len(pairs) - 1) / 2) * width for i in range(len(shown))]
-        heights = [0.0 if value is None else value for value in values]
+        heights = [float("nan") if value is None else value for value in values]
         axes.bar(at, heights, width, color=colour, label=f"{pair.earlier} → {pair.later}")
+        for x, value in zip(at, values, strict=True):
+            if value is None:  # nothing was moved: undefined, which is not 0
+                axes.text(x, 0.0, "?", ha="center", va="bottom", color=colour, fontsize=8)
     axes.set_xticks(range(len(shown)), [name.replace("_", " ") for name in shown])
     axes.axhline(0.0, color="black", linewidth=0.8)
     axes.legend(fontsize=8)
-    axes.set_title(f"what a phase does to the top {100 * found.top:g} % that an earlier one moved", fontsize=10)
+    axes.set_title(f"what a phase does to the top {100 * found.top:g} % that an earlier one moved{only}", fontsize=10)
 
 
 def draw_sparsify(figure: Figure, done: Sparsification) -> None:
@@ -154,17 +161,14 @@ def draw_redundancy(figure: Figure, found: Sequence[Redundancy], compared: Seque
     for colour, one in zip(_colours(len(found)), found, strict=True):
         defined = [token for token in one.tokens if token.ratio is not None]
         shares = [(place + 1) / max(1, len(defined)) for place in range(len(defined))]
-        left.step(sorted(t.ratio or 0.0 for t in defined), shares, color=colour, label=one.label)
-        right.step(
-            sorted(t.linear_along_minimum or 0.0 for t in defined), shares, color=colour, label=f"{one.label}, along Δ*"
-        )
-        right.step(
-            sorted(t.linear_along_training or 0.0 for t in defined),
-            shares,
-            color=colour,
-            ls=":",
-            label=f"{one.label}, along Δθ",
-        )
+        for axes, values, style, label in (
+            (left, [t.ratio for t in defined], "-", one.label),
+            (right, [t.linear_along_minimum for t in defined], "-", f"{one.label}, along Δ*"),
+            (right, [t.linear_along_training for t in defined], ":", f"{one.label}, along Δθ"),
+        ):
+            places = sorted(value for value in values if value is not None)
+            mark = "o" if len(places) < FEW_TOKENS else None  # single tokens have no line
+            axes.step(places, shares, where="post", color=colour, ls=style, marker=mark, markersize=3, label=label)
     left.set_xscale("log")
     left.tick_params(axis="x", which="minor", labelbottom=False)  # they would overlap within a decade
     left.set_xlabel("PR = ‖Δθ‖ / ‖Δ*‖")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,34 +85,48 @@ def _names_no_class(folder: Path) -> bool:
     return json.loads(description.read_text(encoding="utf-8")).get("tokenizer_class") in PLAIN_TOKENIZERS
 
 
-def load_model(config: ModelConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(
+    config: ModelConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32, configured: Any = None
+) -> PreTrainedModel:
     """The causal language model in fp32 on the CPU, with RoPE base and context raised if asked for, dropout off.
 
     Args:
         config: the [model] table.
         seed: initialises `tiny`; other models are read from disk.
         dtype: of the weights; training needs fp32, measurements of large models may keep the type they are stored in.
+        configured: the transformers configuration to load them into; that of the [model] table where it is None.
 
     Raises:
-        ModelError: not found, not loadable, or not a causal language model.
+        ModelError: not found, not loadable, not a causal language model, or a tensor of it is not in the files.
     """
     if config.path == TINY:
         return tiny_model(seed)
     path = resolve_model_path(config.path)
-    model_config = read_model_config(config)
+    model_config = read_model_config(config) if configured is None else configured
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             path,
             config=model_config,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
             dtype=dtype,
             use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(_load_message("model", config.path, error)) from error
+    _check_complete(config.path, sorted(found["missing_keys"]))
     disable_dropout(model)
     return model
+
+
+def _check_complete(path: str, missing: Sequence[str]) -> None:
+    """Tensors that no file holds would silently get random values."""
+    if missing:
+        raise ModelError(
+            f"model.path = '{path}': its files lack {len(missing)} of the model's tensors, such as {missing[0]}, which would "
+            "be random. Fetch the model again; where the head is the embedding, config.json says tie_word_embeddings = true."
+        )
 
 
 def read_model_config(config: ModelConfig) -> Any:
@@ -121,6 +136,8 @@ def read_model_config(config: ModelConfig) -> Any:
         ModelError: it cannot be read, is of an architecture that transformers does not know, states no context length, or needs
             code or pickled weights (`train.trust`).
     """
+    if config.path == TINY:
+        return tiny_model().config
     path = resolve_model_path(config.path)
     check_trust(config, path)
     check_weights_files(config, path)

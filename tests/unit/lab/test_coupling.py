@@ -2,19 +2,32 @@
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from lab_models import family_model, moved, save
 from transformers import AutoModelForCausalLM
 
-from mifo.config.schema import Config
+from mifo.config.schema import Config, DataConfig
 from mifo.data.chartok import char_tokenizer
-from mifo.data.labelled import LabelTask
+from mifo.data.labelled import COLA, LabelTask, make_task
 from mifo.errors import ConfigError, DataError
-from mifo.lab.coupling import CouplingSettings, coupling
-from mifo.lab.coupling_bounds import Estimate, Texts, above, c1, mean_estimate, rl_sft_bounds, sft_rl_bounds
+from mifo.eval.score import wilson
+from mifo.lab.coupling import CouplingSettings, _task, coupling
+from mifo.lab.coupling_bounds import (
+    Estimate,
+    Texts,
+    above,
+    c1,
+    mean_estimate,
+    mean_reward,
+    rl_sft_bounds,
+    sft_rl_bounds,
+)
 from mifo.lab.labels import read_examples
+from mifo.lab.source import Source
 from mifo.train.build import make_chat
 
 TASK = LabelTask(labels=("n", "y"), instruction="{text}?")
@@ -171,12 +184,14 @@ def test_proposition_1_and_theorem_4_1():
 
 def test_intervals_decide_or_do_not():
     def around(value, half):
-        return Estimate(value=value, low=value - half, high=value + half)
+        return Estimate(value=value, low=value - half, high=value + half, texts=9)
 
     assert [above(around(*pair)) for pair in ((1, 0.9), (-1, 0.9), (1, 1.1))] == ["holds", "fails", "cannot be told"]
     estimate = mean_estimate([1.0, 2.0, 3.0])
     assert estimate.value == 2.0
-    assert estimate.high - 2.0 == pytest.approx(1.959964 / math.sqrt(3))
+    assert estimate.high - 2.0 == pytest.approx(
+        4.302653 / math.sqrt(3), rel=1e-6
+    )  # Student's t with two degrees of freedom
 
 
 def test_mistakes(phases, tmp_path):
@@ -190,3 +205,39 @@ def test_mistakes(phases, tmp_path):
         coupling(paths, settings_of(str(tmp_path / "x.csv")))
     with pytest.raises(ConfigError, match="--beta = 0"):
         coupling(paths, settings_of(data, beta=0.0))
+
+
+def test_one_text_decides_nothing(phases):
+    paths, data = phases
+    for order in ("sft-rl", "rl-sft"):
+        found = coupling(paths, settings_of(data, order=order, limit=1))
+        assert {bound.verdict for bound in found.bounds} <= {"cannot be told", "says nothing"}
+        assert "(one text)" in str(found.points[1].sft_loss)
+
+
+def test_rewards_that_are_all_equal_are_not_certain():
+    found = mean_reward([-1.0] * 20)
+    assert (found.value, found.low) == (-1.0, -1.0)
+    assert found.high == pytest.approx(-1.0 + 2 * wilson(0.0, 20).high)
+    assert mean_reward([0.5, 0.5, -0.5]) == mean_estimate([0.5, 0.5, -0.5])
+
+
+def test_proposition_1_is_held_against_both_ends_of_the_kl():
+    """B = 0.02 allows 0.2 and J rose by 0.3; but B is known to ±0.1 only, and 0.12 would allow 0.49."""
+    first, second = texts("rl", 0, 0.0, 0.0), texts("x", 0, 0.3, 0.02)
+    noisy = replace(second, kl=[0.02 + 0.33 * (-1) ** i for i in range(40)])
+    assert rl_sft_bounds([first, second])[0].verdict == "fails"
+    assert rl_sft_bounds([first, noisy])[0].verdict == "cannot be told"
+
+
+def test_the_question_is_that_of_the_run():
+    run = Config(data=DataConfig(labels=("no", "yes")))
+    source = Source(given="x", field="MODEL", folder=Path("x"), run=run, checkpoint=False)
+    assert _task(source) == make_task(("no", "yes"), None)
+    assert _task(replace(source, run=Config())) == _task(replace(source, run=None)) == COLA
+
+
+def test_counts_below_one(phases):
+    paths, data = phases
+    with pytest.raises(ConfigError, match="--limit = 0 must be at least 1"):
+        coupling(paths, settings_of(data, limit=0))

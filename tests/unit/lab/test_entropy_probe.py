@@ -1,15 +1,20 @@
 """Entropies of models on pairs against plain forward passes, and what is counted of them."""
 
 import gc
+import json
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
+from lab_models import family_model, save
 from transformers import AutoModelForCausalLM
 
-from mifo.errors import ConfigError
+from mifo.config.legacy import LegacyConfig
+from mifo.config.schema import Config, DataConfig
+from mifo.errors import ConfigError, DataError, ModelError
 from mifo.lab.entropy import entropy
-from mifo.lab.samples import PairSettings, load_source, make_policy, read_pairs
+from mifo.lab.samples import PairSettings, _data_config, load_source, make_policy, read_pairs
 from mifo.lab.source import find_source
 from mifo.train.attribution import Attribution, Target
 from mifo.train.calibration import quantiles, token_entropies
@@ -119,3 +124,53 @@ def test_a_measured_model_leaves_memory_with_its_last_name(checkpoints, demonstr
     finally:
         gc.enable()
     assert all("norm" in name for name in left)
+
+
+def test_pairs_past_the_context_are_left_out(checkpoints, tmp_path):
+    rows = [{"problem": "1+1?", "answer": "2", "demonstration": "1+1=2. " * n} for n in (1, 50)]
+    data = tmp_path / "long.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    found = entropy(checkpoints, pairs=PairSettings(data=str(data)))
+    assert "Measured on 1 pairs, without grading them; 1 of more than 256 tokens were left out" in found.note
+    data.write_text(json.dumps(rows[1]))
+    with pytest.raises(DataError, match="at most 256 tokens, which is the model's context"):
+        entropy(checkpoints, pairs=PairSettings(data=str(data)))
+
+
+def test_counts_below_one(checkpoints, demonstrations):
+    with pytest.raises(ConfigError, match="--samples = 0 must be at least 1"):
+        entropy(checkpoints, pairs=PairSettings(data=demonstrations, count=0))
+    with pytest.raises(ConfigError, match="--max-tokens = -3 must be at least 1"):
+        entropy(checkpoints, pairs=PairSettings(data=demonstrations, max_tokens=-3))
+
+
+def test_a_tokenizer_of_another_model(checkpoints, demonstrations, tmp_path):
+    folder = tmp_path / "small"
+    small = family_model("qwen2")
+    small.resize_token_embeddings(20)
+    save(small, folder)
+    with pytest.raises(ModelError, match=r"its tokenizer gives token \d+, and its embedding has 20 rows"):
+        entropy([str(folder)], pairs=PairSettings(data=demonstrations))
+
+
+def test_errors_speak_of_the_probe_s_own_flags(checkpoints, tmp_path):
+    data = tmp_path / "bare.jsonl"
+    data.write_text('{"problem": "1+1?", "answer": "2"}\n')
+    with pytest.raises(DataError) as caught:
+        entropy(checkpoints, pairs=PairSettings(data=str(data)))
+    assert "--data = " in str(caught.value)
+    assert "data.train" not in str(caught.value)
+    assert "data.max" not in str(caught.value)
+
+
+def test_the_record_names_the_models(measured, checkpoints):
+    assert measured[0].sources == tuple(checkpoints)
+
+
+def test_pairs_are_rendered_as_the_run_rendered_them(checkpoints):
+    """Boxed answers, and demonstrations without their end token."""
+    run = Config(data=DataConfig(box_answers=True), legacy=LegacyConfig(append_end=False))
+    source = replace(find_source(checkpoints[1], "MODEL"), run=run)
+    config = _data_config(source, PairSettings(data="file.jsonl"))
+    assert (config.data.box_answers, config.legacy.append_end) == (True, False)
+    assert not _data_config(source, PairSettings()).data.box_answers  # embedded ones are boxed

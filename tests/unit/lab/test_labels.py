@@ -7,7 +7,7 @@ import pytest
 
 from mifo.data.labelled import COLA, LabelTask
 from mifo.errors import ConfigError, DataError
-from mifo.lab.labels import label_scores, read_examples, robust_label, strict_label
+from mifo.lab.labels import Example, described, label_scores, read_examples, robust_label, strict_label
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,32 @@ def test_tasks_that_make_no_sense():
         LabelTask(labels=("yes", "Yes"), instruction="{text}")
     with pytest.raises(ConfigError, match="no place for the text"):
         LabelTask(labels=("yes", "no"), instruction="Well?")
+
+
+def test_lines_end_where_json_lines_end(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes("\ufeff".encode() + '{"text": "a\u2028b", "label": 1}\r\n{"text": "c", "label": 0}\n'.encode())
+    assert [(e.text, e.label) for e in read_examples(str(path), COLA)] == [("a\u2028b", 1), ("c", 0)]
+
+
+def test_labels_that_are_numbers_are_labels_and_no_places(tmp_path):
+    stars = LabelTask(labels=("1", "2", "3", "4", "5"), instruction="{text}")
+    path = tmp_path / "stars.jsonl"
+    path.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": "5"}\n')
+    assert [e.label for e in read_examples(str(path), stars)] == [0, 4]
+    path.write_text('{"text": "a", "label": 0}\n')
+    with pytest.raises(DataError, match=r"label = 0 is none of 1, 2, 3, 4, 5"):
+        read_examples(str(path), stars)
+
+
+@pytest.mark.parametrize(
+    ("response", "labels", "found"), [("iyi", ("İyi", "Kötü"), 0), ("POSİTİVE", ("negative", "positive"), 1)]
+)
+def test_letter_case_of_other_alphabets(response, labels, found):
+    assert robust_label(response, LabelTask(labels=labels, instruction="{text}")) in (found, None)
+
+
+def test_what_was_read_is_described():
+    examples = [Example("a", 1), Example("b", 1), Example("c", 0)]
+    assert described(examples, COLA) == "The first 3 texts of the file: 1 unacceptable, 2 acceptable."
+    assert "All have one label" in described(examples[:2], COLA)

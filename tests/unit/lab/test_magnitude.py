@@ -1,18 +1,19 @@
 """Change of each tensor against numpy on whole tensors; runs and checkpoints as inputs; memory that does not grow."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from lab_models import family_model, moved, save
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mifo.config.decode import encode
 from mifo.config.load import load_config
 from mifo.errors import ConfigError, ModelError, NumericsError
 from mifo.lab import source as source_module
-from mifo.lab.magnitude import largest_changes, magnitude
+from mifo.lab.magnitude import largest_changes, magnitude, magnitudes
 from mifo.lab.source import Source, Tensors, find_source, labels_of, natural, place_of
 from mifo.train.manifest import MANIFEST
 
@@ -191,3 +192,42 @@ def test_rows_name_the_largest_change_of_each_module(pair):
 def test_the_random_model_is_named_with_its_remedy(pair):
     with pytest.raises(ModelError, match=r"made at random from the seed of each run.*--run\.keep-phases"):
         magnitude("tiny", pair[2])
+
+
+def test_a_shard_that_lacks_what_its_index_names(pair, tmp_path):
+    whole = family_model("qwen2")
+    save(whole, tmp_path / "m", max_shard_size="40KB")
+    index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())
+    name, file = next(iter(index["weight_map"].items()))
+    kept = {key: value for key, value in load_file(tmp_path / "m" / file).items() if key != name}
+    save_file(kept, tmp_path / "m" / file)
+    with pytest.raises(ModelError, match=f"{re.escape(file)} lacks 1 tensors .* such as {re.escape(name)}"):
+        Tensors(find_source(str(tmp_path / "m"), "BEFORE"))
+
+
+def test_a_head_that_is_said_to_be_the_embedding_and_is_not(tmp_path):
+    model = family_model("qwen2")
+    state = {**model.state_dict(), "lm_head.weight": model.state_dict()["lm_head.weight"] + 1.0}
+    save(model, tmp_path / "m")
+    save_file({name: value.clone() for name, value in state.items()}, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(ModelError, match="tie_word_embeddings = true, and lm_head.weight is stored with other values"):
+        Tensors(find_source(str(tmp_path / "m"), "BEFORE"))
+
+
+def test_types_that_differ_are_said(pair, tmp_path):
+    _, _, before, after = pair
+    assert magnitude(before, after).note == ""
+    narrow = save(family_model("qwen2").bfloat16(), tmp_path / "narrow")
+    assert "different types (bfloat16, float32): part of what moved is rounding" in magnitude(before, narrow).note
+
+
+def test_models_of_one_folder_name_have_labels_of_their_own(pair, tmp_path):
+    paths = [save(moved(family_model("qwen2"), seed), tmp_path / f"{seed}" / "final") for seed in (1, 2)]
+    assert [one.label for one in magnitudes(pair[2], paths)] == paths
+
+
+def test_layers_of_other_families():
+    assert place_of("transformer.h.3.attn.c_attn.weight") == (3, "attn.c_attn")
+    assert place_of("h.3.ln_1.bias") == (3, "ln_1")
+    assert place_of("gpt_neox.layers.11.mlp.dense.weight") == (11, "mlp.dense")
+    assert place_of("transformer.wte.weight") == (None, "transformer.wte")

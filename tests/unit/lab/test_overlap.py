@@ -6,7 +6,7 @@ import pytest
 import torch
 from lab_models import family_model, moved, save
 
-from mifo.errors import ConfigError
+from mifo.errors import ConfigError, NumericsError
 from mifo.lab import source as source_module
 from mifo.lab.overlap import overlap
 from mifo.lab.source import natural
@@ -112,3 +112,18 @@ def test_mistakes(three):
         overlap(three[0], top=0.0)
     with pytest.raises(ConfigError, match="--names gives 1 names for 2 phases"):
         overlap(three[0], names=["rl"])
+
+
+def test_weights_that_are_not_finite_are_named(three, tmp_path):
+    broken = moved(family_model("qwen2"), 9)
+    broken.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    path = save(broken, tmp_path / "broken")
+    with pytest.raises(
+        NumericsError, match=r"up_proj\.weight changes by numbers that are not finite from .* to '.*broken'"
+    ):
+        overlap([three[0][0], path, three[0][2]])
+
+
+def test_phases_need_names_of_their_own(three):
+    with pytest.raises(ConfigError, match="give every phase a name of its own"):
+        overlap(three[0], names=["SFT", "SFT"])

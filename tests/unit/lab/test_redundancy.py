@@ -1,15 +1,20 @@
 """The redundancy ratio on a case by hand, and against plain autograd."""
 
+import json
 import math
+import shutil
 
 import pytest
 import torch
 from lab_models import family_model, moved, save
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from mifo.errors import ConfigError
+from mifo.data.chartok import char_tokenizer
+from mifo.errors import ConfigError, ModelError, NumericsError
 from mifo.lab.redundancy import Ratios, RatioToken, ratios, redundancy
-from mifo.lab.samples import PairSettings, read_pairs
-from mifo.lab.source import find_source
+from mifo.lab.samples import PairSettings, read_pairs, stored_names
+from mifo.lab.source import Tensors, find_source
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +148,74 @@ def test_tokens_of_different_samples_are_not_compared(trained, demonstrations):
     )
     with pytest.raises(ConfigError, match="measured on different tokens"):
         ratios(one, other)
+
+
+def with_rope(folder, copy, theta):
+    """A copy of a model folder with another RoPE base."""
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = theta
+    (copy / "config.json").write_text(json.dumps(config))
+    return str(copy)
+
+
+def test_margins_are_those_under_the_configuration_of_the_trained_model(trained, demonstrations, tmp_path):
+    _, _, start, end = trained
+    settings = PairSettings(data=demonstrations, count=4)
+    other = with_rope(end, tmp_path / "end", 40.0)
+    [found] = redundancy(start, [other], pairs=settings, tokens=4)
+    assert "START is measured with the configuration of MODEL" in found.note
+    assert "rope_parameters" in found.note
+    [right] = redundancy(with_rope(start, tmp_path / "start", 40.0), [other], pairs=settings, tokens=4)
+    assert "configuration" not in right.note
+    assert found.tokens == right.tokens
+    [plain] = redundancy(start, [end], pairs=settings, tokens=4)
+    assert [t.margin_after for t in plain.tokens] != [t.margin_after for t in found.tokens]
+    with pytest.raises(ModelError, match=r"compute differently: rope_parameters"):
+        redundancy(start, [end, other], pairs=settings, tokens=4)
+
+
+def test_weights_that_are_not_finite(trained, demonstrations, tmp_path):
+    _, over, start, _ = trained
+    broken = moved(over, 5)
+    broken.model.layers[0].mlp.up_proj.weight[0, 0] = math.nan
+    path = save(broken, tmp_path / "broken")
+    settings = PairSettings(data=demonstrations, count=4)
+    with pytest.raises(
+        NumericsError, match=r"model\.layers\.0\.mlp\.up_proj\.weight holds numbers that are not finite"
+    ):
+        redundancy(start, [path], pairs=settings, tokens=2)
+    with pytest.raises(ConfigError, match="--reward = inf"):
+        redundancy(start, [path], pairs=settings, tokens=2, reward=math.inf)
+
+
+def test_files_that_leave_out_the_prefix_of_the_whole_model(demonstrations, tmp_path):
+    """As GPT-2 lies on the hub, and with buffers that are no parameters."""
+    size = len(char_tokenizer())
+    config = GPT2Config(vocab_size=size, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
+    models = [GPT2LMHeadModel(config)]
+    models.append(moved(models[0], 4))
+    settings, found = PairSettings(data=demonstrations, count=2), []
+    for bare in (False, True):
+        paths = []
+        for number, model in enumerate(models):
+            folder = tmp_path / f"{bare}{number}"
+            paths.append(save(model, folder))
+            if bare:
+                stored = load_file(folder / "model.safetensors")
+                short = {name.removeprefix("transformer."): value for name, value in stored.items()}
+                save_file(
+                    {**short, "h.0.attn.masked_bias": torch.tensor(-1e4)},
+                    folder / "model.safetensors",
+                    {"format": "pt"},
+                )
+        found.append(redundancy(paths[0], [paths[1]], pairs=settings, tokens=2)[0].tokens)
+    assert found[0] == found[1]
+
+
+def test_stored_in_another_layout_than_in_memory(trained):
+    base, _, start, _ = trained
+    tensors = Tensors(find_source(start, "START"))
+    tensors.infos = {name: info for name, info in tensors.infos.items() if "q_proj" not in name}
+    with pytest.raises(ModelError, match=r"START = .*no tensor for the parameter model\.layers\.0\.self_attn\.q_proj"):
+        stored_names(base, tensors)

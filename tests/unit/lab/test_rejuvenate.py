@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -291,3 +292,55 @@ def test_another_family_may_only_be_fused(demonstrations, tmp_path):
     assert not list(tmp_path.glob("*out*"))
     rejuvenate(*paths, str(tmp_path / "out"), settings_of(demonstrations, rho=0.0))
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_nothing_beside_the_output_is_touched(checkpoints, demonstrations, tmp_path):
+    (tmp_path / "writing-out").mkdir()
+    (tmp_path / "writing-out" / "thesis.txt").write_text("years of work")
+    rejuvenate(*checkpoints, str(tmp_path / "out"), settings_of(demonstrations))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "writing-out"]
+    assert (tmp_path / "writing-out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_folder_may_be_the_one_that_we_are_in(checkpoints, demonstrations, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "here")
+    rejuvenate(*checkpoints, ".", settings_of(demonstrations, rho=0.0))
+    rejuvenate(*checkpoints, str(tmp_path / "link"), settings_of(demonstrations, rho=0.0))
+    assert (tmp_path / "here" / "config.json").is_file()
+    assert (tmp_path / "there" / "config.json").is_file()
+
+
+def test_all_chat_templates_come_along(checkpoints, demonstrations, tmp_path):
+    shutil.copytree(checkpoints[1], tmp_path / "over")
+    (tmp_path / "over" / "additional_chat_templates").mkdir()
+    (tmp_path / "over" / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    rejuvenate(checkpoints[0], str(tmp_path / "over"), str(tmp_path / "out"), settings_of(demonstrations, rho=0.0))
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+
+
+def test_the_base_is_measured_with_the_configuration_of_the_over_trained_model(checkpoints, demonstrations, tmp_path):
+    """As a run does that began with these weights under another RoPE base."""
+    done = {}
+    for name, sources in (("both", (0, 1)), ("over", (1,))):
+        paths = list(checkpoints)
+        for number in sources:
+            paths[number] = str(tmp_path / f"{name}{number}")
+            shutil.copytree(checkpoints[number], paths[number])
+            config = json.loads((tmp_path / f"{name}{number}" / "config.json").read_text())
+            config["rope_parameters"]["rope_theta"] = 40.0
+            (tmp_path / f"{name}{number}" / "config.json").write_text(json.dumps(config))
+        done[name] = rejuvenate(*paths, str(tmp_path / name), settings_of(demonstrations))
+    assert done["over"].selection == done["both"].selection
+    assert done["over"].target_entropies == done["both"].target_entropies
+    assert "--base is measured with the configuration of --over" in done["over"].note
+    assert "configuration" not in done["both"].note
+    assert stored(tmp_path / "over").keys() == stored(tmp_path / "both").keys()
+    for name, tensor in stored(tmp_path / "over").items():
+        assert torch.equal(tensor, stored(tmp_path / "both")[name]), name
+
+
+def test_equal_models_are_said_to_be_equal(checkpoints, demonstrations, tmp_path):
+    done = rejuvenate(checkpoints[1], checkpoints[1], str(tmp_path / "out"), settings_of(demonstrations))
+    assert "the same everywhere, so the targets are arbitrary" in done.note

@@ -117,3 +117,19 @@ def test_mistakes(folders):
         sparsify(paths[0], paths[1:], SparsifySettings(rates=(0.5, 1.0)))
     with pytest.raises(ConfigError, match="--masks = 0"):
         sparsify(paths[0], paths[1:], SparsifySettings(masks=0))
+
+
+def test_scores_that_never_differ_do_not_make_a_certainty(folders, problems, monkeypatch):
+    monkeypatch.setattr(sparsify_module, "evaluate", lambda *_, **__: scored([1, 0, 1, 0, 1, 0]))
+    monkeypatch.setattr(sparsify_module, "build_engine", lambda model, *_: model)
+    done = sparsify(folders[1][0], folders[1][1:], SparsifySettings(rates=(0.5,), masks=2, data=problems, max_tokens=4))
+    for drop in done.drops:
+        assert drop.lost.value == 0.0
+        assert drop.lost.low < -0.3 < 0.3 < drop.lost.high  # six problems
+    assert done.drops[2].lost.high == pytest.approx(2 * done.drops[0].lost.high)  # a difference of two differences
+
+
+def test_counts_below_one(folders):
+    for limit in (0, -3):
+        with pytest.raises(ConfigError, match=f"--limit = {limit} must be at least 1"):
+            sparsify(folders[1][0], folders[1][1:], SparsifySettings(limit=limit))
