@@ -127,7 +127,7 @@ def test_a_measured_model_leaves_memory_with_its_last_name(checkpoints, demonstr
 
 
 def test_pairs_past_the_context_are_left_out(checkpoints, tmp_path):
-    rows = [{"problem": "1+1?", "answer": "2", "demonstration": "1+1=2. " * n} for n in (1, 50)]
+    rows = [{"problem": f"{n}+0?", "answer": str(n), "demonstration": "1+1=2. " * n} for n in (1, 50)]
     data = tmp_path / "long.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
     found = entropy(checkpoints, pairs=PairSettings(data=str(data)))

@@ -210,7 +210,9 @@ def test_a_head_that_is_said_to_be_the_embedding_and_is_not(tmp_path):
     state = {**model.state_dict(), "lm_head.weight": model.state_dict()["lm_head.weight"] + 1.0}
     save(model, tmp_path / "m")
     save_file({name: value.clone() for name, value in state.items()}, tmp_path / "m" / "model.safetensors")
-    with pytest.raises(ModelError, match="tie_word_embeddings = true, and lm_head.weight is stored with other values"):
+    with pytest.raises(
+        ModelError, match=r"tie_word_embeddings = true, and lm_head\.weight is stored with other values"
+    ):
         Tensors(find_source(str(tmp_path / "m"), "BEFORE"))
 
 
