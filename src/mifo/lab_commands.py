@@ -40,7 +40,7 @@ from mifo.report.lab_tables import (
     rejuvenation_table,
     sparsify_table,
 )
-from mifo.report.output import write_outputs
+from mifo.report.output import writable_folder, write_outputs
 from mifo.train.console import Screen
 from mifo.train.device import set_up_cpu
 from mifo.training_probe_verbs import refuse_flags
@@ -75,14 +75,14 @@ def rejuvenate_command(known: argparse.Namespace) -> int:
 
 def magnitude_command(known: argparse.Namespace) -> int:
     """`mifo probe magnitude`."""
-    screen = _begin()
+    screen, folder = _begin(), writable_folder(known.out)
     found = magnitudes(known.before, known.after, largest=known.largest)
     for note in dict.fromkeys(one.note for one in found if one.note):
         screen.print(note)
     screen.print(magnitude_table(found))
     screen.print(largest_table(found))
     lines = write_outputs(
-        Path(known.out).expanduser(),
+        folder,
         "magnitude",
         record={"comparisons": [one.record() for one in found]},
         rows=[row for one in found for row in one.rows()],
@@ -94,7 +94,7 @@ def magnitude_command(known: argparse.Namespace) -> int:
 
 def overlap_command(known: argparse.Namespace) -> int:
     """`mifo probe overlap`."""
-    screen = _begin()
+    screen, folder = _begin(), writable_folder(known.out)
     found = overlap(known.checkpoints, top=known.top, names=known.names)
     if found.note:
         screen.print(found.note)
@@ -102,7 +102,7 @@ def overlap_command(known: argparse.Namespace) -> int:
     if found.masks:
         screen.print(mask_table(found))
     lines = write_outputs(
-        Path(known.out).expanduser(),
+        folder,
         "overlap",
         record=found.record(),
         rows=found.rows(),
@@ -114,7 +114,7 @@ def overlap_command(known: argparse.Namespace) -> int:
 
 def entropy_command(known: argparse.Namespace) -> int:
     """`mifo probe entropy`."""
-    screen = _begin()
+    screen, folder = _begin(), writable_folder(known.out)
     found = entropy(
         known.models,
         pairs=_pair_settings(known),
@@ -125,7 +125,7 @@ def entropy_command(known: argparse.Namespace) -> int:
     screen.print(found.note)
     screen.print(entropy_table(found))
     lines = write_outputs(
-        Path(known.out).expanduser(),
+        folder,
         "entropy",
         record=found.record(),
         rows=found.rows(),
@@ -143,7 +143,7 @@ def sparsify_command(known: argparse.Namespace) -> int:
         )
     online = dict.fromkeys(("recipe", "steps", "seeds", "jobs", "batch_size", "start_model", "warmup"))
     refuse_flags(known, "without --online", online)
-    screen = _begin()
+    screen, folder = _begin(), writable_folder(known.out)
     settings = SparsifySettings(
         rates=SparsifySettings().rates if known.rates is None else tuple(known.rates),
         masks=known.masks,
@@ -163,7 +163,7 @@ def sparsify_command(known: argparse.Namespace) -> int:
     screen.print(sparsify_table(done))
     screen.print(drops_table(done))
     lines = write_outputs(
-        Path(known.out).expanduser(),
+        folder,
         "sparsify",
         record=done.record(),
         rows=done.rows(),
@@ -175,7 +175,7 @@ def sparsify_command(known: argparse.Namespace) -> int:
 
 def redundancy_command(known: argparse.Namespace) -> int:
     """`mifo probe redundancy`."""
-    screen = _begin()
+    screen, folder = _begin(), writable_folder(known.out)
     found = redundancy(
         known.start,
         known.models,
@@ -191,7 +191,7 @@ def redundancy_command(known: argparse.Namespace) -> int:
     if compared:
         screen.print(ratios_table(compared))
     lines = write_outputs(
-        Path(known.out).expanduser(),
+        folder,
         "redundancy",
         record={"models": [one.record() for one in found], "ratios": [one.record() for one in compared]},
         rows=[row for one in found for row in one.rows()],
@@ -203,7 +203,7 @@ def redundancy_command(known: argparse.Namespace) -> int:
 
 def coupling_command(known: argparse.Namespace) -> int:
     """`mifo probe coupling`."""
-    screen = _begin()
+    screen, folder = _begin(), writable_folder(known.out)
     if known.instruction is not None and known.labels is None:
         raise ConfigError("--instruction asks for labels: give --labels with it.")
     task = make_task(tuple(known.labels), known.instruction) if known.labels else None
@@ -228,7 +228,7 @@ def coupling_command(known: argparse.Namespace) -> int:
     screen.print(bounds_table(found))
     _end(screen, notes_on_bounds(found))
     lines = write_outputs(
-        Path(known.out).expanduser(),
+        folder,
         "coupling",
         record=found.record(),
         rows=found.rows(),

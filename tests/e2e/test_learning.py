@@ -33,6 +33,9 @@ def test_summary_holds_what_the_table_shows(run):
     assert names <= summary.keys()
     assert summary["intervals"] == len(summary["sft_phases"]) >= 2
     for phase in summary["sft_phases"]:
+        low, high = phase["change_interval"]
+        assert low <= phase["after"] - phase["before"] <= high
+        assert "before_by_problem" not in phase
         assert 0 <= phase["before"] <= 1
         assert 0 <= phase["after"] <= 1
     assert sum(phase["demonstrations"] for phase in summary["sft_phases"]) == summary["demonstrations_used"]

@@ -6,49 +6,19 @@ Wilson's; with several it is the normal one of a mean of problem scores.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
 from mifo.config.schema import Config
+from mifo.core.intervals import mean_interval
 from mifo.data.chat import Chat
 from mifo.errors import ModelError
 from mifo.rewards import Answer, Grader
 from mifo.rollout.engine import Engine
 from mifo.train.run import Evaluate
-from mifo.types import Interval, Problem, Rollout, Sampling, Score, Verdict
+from mifo.types import Problem, Rollout, Sampling, Score, Verdict
 
-Z95 = 1.959963984540054
 EVALUATION_SEED = 20_240_601  # the same draws at every evaluation, so that a difference is the model's
-
-
-def wilson(successes: float, trials: int) -> Interval:
-    """A proportion with Wilson's 95 % interval (Wilson 1927); sensible also at 0 and at 1."""
-    assert trials > 0
-    share = successes / trials
-    centre = (share + Z95**2 / (2 * trials)) / (1 + Z95**2 / trials)
-    half = Z95 / (1 + Z95**2 / trials) * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
-    return Interval(
-        value=share, low=min(share, max(0.0, centre - half)), high=max(share, min(1.0, centre + half)), count=trials
-    )
-
-
-def mean_interval(scores: Sequence[float], *, samples: int) -> Interval:
-    """Mean of problem scores with its 95 % interval.
-
-    Args:
-        scores: one in [0, 1] a problem.
-        samples: responses behind each; 1 makes the scores Bernoulli trials.
-    """
-    count = len(scores)
-    if samples == 1 or count == 1:
-        return wilson(sum(scores), count)
-    mean = sum(scores) / count
-    if len(set(scores)) == 1:  # no spread to estimate from: one trial a problem is the cautious reading
-        return wilson(sum(scores), count)
-    deviation = math.sqrt(sum((s - mean) ** 2 for s in scores) / (count - 1))
-    half = Z95 * deviation / math.sqrt(count)
-    return Interval(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), count=count)
 
 
 def evaluate(

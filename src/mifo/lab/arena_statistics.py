@@ -24,7 +24,7 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from mifo.eval.score import wilson
+from mifo.core.intervals import wilson
 
 DRAWS = 4_000
 DRAW_SEED = 20_250_215

@@ -29,7 +29,7 @@ from typing import Literal
 
 import numpy as np
 
-from mifo.eval.score import wilson
+from mifo.core.intervals import wilson
 from mifo.lab.arena_statistics import student_quantile
 
 R_MAX = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,24 @@ if TYPE_CHECKING:
 NO_FIGURE = (
     "no figure was drawn: matplotlib is not installed. pip install matplotlib brings it; JSON and CSV are whole."
 )
+
+
+def writable_folder(given: str) -> Path:
+    """The folder of --out, once it is sure that it can be made and written to: before anything is measured for it.
+
+    Raises:
+        ConfigError: the system refuses.
+    """
+    folder = Path(given).expanduser().absolute()
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--out = '{given}' cannot be written ({error.strerror or error}). Write elsewhere."
+        ) from error
+    return Path(given).expanduser()
 
 
 def write_outputs(

@@ -115,10 +115,9 @@ class RunDisplay:
             line = Text.assemble((f"held out, {record['label']}", "bold"), figures)
             self.console.print(line, highlight=False, soft_wrap=True)
         elif event == "sft_phase" and record["before"] is not None:
-            change = 100 * (record["after"] - record["before"])
             self.console.print(
                 f"SFT phase {record['interval']}: {100 * record['before']:.1f} → {100 * record['after']:.1f} % "
-                f"({change:+.1f}), {record['demonstrations']} demonstrations, {100 * record['frozen_fraction']:.0f} % frozen",
+                f"({_change(record)}), {record['demonstrations']} demonstrations, {100 * record['frozen_fraction']:.0f} % frozen",
                 style="magenta",
                 highlight=False,
                 soft_wrap=True,
@@ -217,11 +216,17 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
         if phase["before"] is not None:
             row(
                 f"SFT phase {phase['interval']}",
-                f"{100 * phase['before']:.1f} % before, {100 * phase['after']:.1f} % after "
-                f"({100 * (phase['after'] - phase['before']):+.1f})",
+                f"{100 * phase['before']:.1f} % before, {100 * phase['after']:.1f} % after ({_change(phase)})",
             )
     row("time", clock(summary["seconds"]))
     return table
+
+
+def _change(phase: Mapping[str, Any]) -> str:
+    """Points won in an SFT phase, with the interval over problems where the record has one."""
+    points = f"{100 * (phase['after'] - phase['before']):+.1f}"
+    interval = phase.get("change_interval")
+    return points if interval is None else f"{points}, 95 %: {100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"
 
 
 def _accuracy(summary: Mapping[str, Any], when: str) -> str | None:

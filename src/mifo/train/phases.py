@@ -11,6 +11,7 @@ and nothing after it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,16 +20,19 @@ from torch import nn
 
 from mifo.core.freeze import restore_frozen
 from mifo.core.importance import ImportanceMap
+from mifo.core.intervals import paired_interval
 from mifo.train.adapters import Adapters
 from mifo.train.collect import derive_seed
 from mifo.train.kept_phases import keep_phase
 from mifo.train.metrics import freeze_record, score_record
 from mifo.train.reference import refer
 from mifo.train.rejuvenate import rejuvenate_before_stage, rejuvenate_between_intervals
-from mifo.types import Freeze, LowRank, Phase
+from mifo.types import Freeze, LowRank, Phase, Score
 
 if TYPE_CHECKING:
     from mifo.train.run import Run
+
+BY_PROBLEM = "before_by_problem"  # of an entry whose phase is open
 
 
 def enter(run: Run, phase: Phase) -> None:
@@ -73,10 +77,12 @@ def _enter_sft(run: Run, phase: Phase) -> None:
             report = run.importance.end_interval(phase.freeze.top)
         run.frozen = freeze_record(report) | {"freeze_top": phase.freeze.top}
     entry: dict[str, Any] = {"interval": run.ledger.intervals, "step": run.steps, "flops": run.ledger.flops}
-    entry |= {**run.stage_record, "before": before}
+    entry |= {**run.stage_record, "before": None if before is None else before.accuracy.value}
     frozen = run.frozen or {"frozen_fraction": 0.0, "freeze_top": 0.0}
     entry |= {name: frozen[name] for name in ("freeze_top", "frozen_fraction")}
-    run.meters.append(entry | {"demonstrations": 0})
+    run.meters.append(
+        entry | {"demonstrations": 0, BY_PROBLEM: [] if before is None else list(before.by_problem.values())}
+    )
 
 
 def sft_is_open(run: Run) -> bool:
@@ -93,21 +99,30 @@ def leave_sft(run: Run) -> None:
         _merge_adapters(run, run.learner.adapters)
     run.frozen = run.freeze = None
     if run.metering:
-        entry = run.meters[-1]
-        entry["after"] = after = _meter(run)
+        entry, score = run.meters[-1], _meter(run)
+        before, after = entry.pop(BY_PROBLEM, []), [] if score is None else list(score.by_problem.values())
+        entry["after"] = None if score is None else score.accuracy.value
+        entry["change_interval"] = _change_interval(before, after)
         run.emit("events", {"event": "sft_phase", **entry})
-        if entry["before"] is not None and after is not None:
-            run.method.sft_measured(entry["before"], after)
+        if entry["before"] is not None and entry["after"] is not None:
+            run.method.sft_measured(entry["before"], entry["after"])
     if run.importance is not None:
         with run.ledger.timed("freeze"):
             run.importance.begin_interval()
 
 
-def _meter(run: Run) -> float | None:
+def _meter(run: Run) -> Score | None:
     if not run.config.evaluation.around_sft:
         return None
-    score = run.evaluate("forgetting meter", run.config.evaluation.meter_problems)
-    return None if score is None else score.accuracy.value
+    return run.evaluate("forgetting meter", run.config.evaluation.meter_problems)
+
+
+def _change_interval(before: Sequence[float], after: Sequence[float]) -> list[float] | None:
+    """Of the change in accuracy, paired by problem; None where one was not measured."""
+    if not before or not after:
+        return None
+    found = paired_interval(before, after)
+    return [found.low, found.high]
 
 
 # --- adapters ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
+import math
+
 import pytest
 
-from mifo.eval.score import mean_interval, wilson
+from mifo.core.intervals import mean_interval, paired_interval, wilson
 
 
 def test_wilson_by_hand():
@@ -30,3 +32,13 @@ def test_equal_scores_do_not_make_a_certainty(share):
     interval = mean_interval([share] * 10, samples=4)
     assert interval == wilson(10 * share, 10)
     assert interval.low < interval.high
+
+
+def test_a_change_is_paired_by_problem():
+    """Three of eight won, one lost: mean 0.25, deviation √(3.5/7)."""
+    before, after = [0, 0, 0, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0]
+    found = paired_interval(before, after)
+    assert (found.value, found.count) == (0.25, 8)
+    assert found.high - 0.25 == pytest.approx(1.959964 * math.sqrt(0.5 / 8), rel=1e-6)
+    same = paired_interval([1, 0, 1], [1, 0, 1])
+    assert (same.value, same.low, same.high) == (0.0, -wilson(0, 3).high, wilson(0, 3).high)

@@ -11,10 +11,10 @@ from lab_models import family_model, moved, save
 from transformers import AutoModelForCausalLM
 
 from mifo.config.schema import Config, DataConfig
+from mifo.core.intervals import wilson
 from mifo.data.chartok import char_tokenizer
 from mifo.data.labelled import COLA, LabelTask, make_task
 from mifo.errors import ConfigError, DataError
-from mifo.eval.score import wilson
 from mifo.lab.coupling import CouplingSettings, _task, coupling
 from mifo.lab.coupling_bounds import (
     Estimate,

@@ -22,7 +22,16 @@ SUMMARY = {
     "rl_steps": 21,
     "sft_steps": 55,
     "intervals": 1,
-    "sft_phases": [{"interval": 1, "before": 0.1, "after": 0.3, "frozen_fraction": 0.5, "demonstrations": 64}],
+    "sft_phases": [
+        {
+            "interval": 1,
+            "before": 0.1,
+            "after": 0.3,
+            "change_interval": [0.05, 0.35],
+            "frozen_fraction": 0.5,
+            "demonstrations": 64,
+        }
+    ],
     "frozen_fraction": 0.5,
     "demonstrations_used": 439,
     "unique_demonstrations": 430,
@@ -45,7 +54,7 @@ def test_every_figure_is_in_it():
         "21 RL steps, 55 SFT steps, 1 intervals",
         "439 (430 different)",
         "50.0 % in the last SFT phase",
-        "10.0 % before, 30.0 % after (+20.0)",
+        "10.0 % before, 30.0 % after (+20.0, 95 %: +5.0 to +35.0)",
         "9:54",
     ):
         assert part in text, part
