@@ -172,6 +172,33 @@ def test_a_stage_is_the_command_on_the_export(config_of, models, data, tmp_path,
     assert bool(by_kind) == (switches["rho"] > 0)
 
 
+def test_a_raised_rope_base_holds_for_the_base_too(config_of, models, data, tmp_path):
+    """In the stage and in the command, which may be given the folder that training began with, or the kept start of the run."""
+    plain = config_of("stages")
+    stretched = dataclasses.replace(plain, model=dataclasses.replace(plain.model, rope_theta=40.0))
+    kept = dataclasses.replace(plain.run, export=True, keep_phases=True)
+    sft = dataclasses.replace(stretched, stages=plain.stages[:1], run=kept)
+    export_model(run_small(sft, tmp_path / "sft"))
+    [event] = events_of_stage(stretched, tmp_path / "run")
+    settings = RejuvenationSettings(
+        **{name: value for name, value in SWITCHES.items() if name != "samples"},
+        pairs=PairSettings(data=str(data), count=SWITCHES["samples"]),
+    )
+    for number, base in enumerate((models / "start", tmp_path / "sft" / "phases" / "step-000000")):
+        done = rejuvenate(str(base), str(tmp_path / "sft"), str(tmp_path / f"out{number}"), settings)
+        assert event["entropies"] == json.loads(json.dumps([dataclasses.asdict(e) for e in done.entropies]))
+        assert event["reset_neurons"] == done.reset_neurons
+    assert (
+        "rope_parameters"
+        in rejuvenate(str(models / "start"), str(tmp_path / "sft"), str(tmp_path / "again"), settings).note
+    )
+
+
+def events_of_stage(config, folder):
+    run_small(config, folder)
+    return events(folder, "rejuvenation")
+
+
 def test_reset_elements_are_the_bases_and_the_rest_is_the_fusion(config_of, tmp_path):
     seen = {}
 
