@@ -36,11 +36,13 @@ def details(name: str, record: dict[str, Any]) -> str:
             f"{record['ours']['peak_mib']:.0f} against {record['full']['peak_mib']:.0f} MiB, of which gradients "
             f"{record['gradients_mib']:.0f}; CPU time ratio {record['ratio_cpu']}"
         )
-    if name == "rejuvenate_memory":
+    if name.startswith("rejuvenate_memory"):
         parts = {part: entry["gib_of_all_layers"] for part, entry in record["parts"].items()}
         held = ", ".join(f"{part} {gib:.1f}" for part, gib in parts.items())
         weights = record["weights_of_all_layers_gib"]
-        return f"{held} GiB, extrapolated from {record['measured_layers']} to 32 layers; the weights are {weights:.1f}"
+        measured = record["measured_layers"]
+        how = "all 32 layers" if measured == "32" else f"extrapolated from {measured} to 32 layers"
+        return f"{held} GiB, {how}, {record['workload'].rpartition('widths / 1, ')[2]}; the weights are {weights:.1f}"
     if name == "cpu_arithmetic":
         middle = {arithmetic: median(runs["cpu_seconds"]) for arithmetic, runs in record["update"].items()}
         rates = record["product_gigaflops"]
