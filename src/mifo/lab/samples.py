@@ -94,7 +94,8 @@ def read_pairs(source: Source, settings: PairSettings) -> Pairs:
             f"which is {limit}. Raise that, or bring shorter demonstrations."
         )
     chosen = tuple(fitting[: settings.count])
-    note = f"{' '.join(corpus.notes)} Measured on {len(chosen)} pairs, without grading them"
+    read = " ".join(note.removeprefix("data.train: ") for note in corpus.notes)
+    note = f"{read} Measured on {len(chosen)} pairs, without grading them"
     if len(fitting) < len(pairs):
         note += f"; {len(pairs) - len(fitting)} of more than {most} tokens were left out"
     return Pairs(chosen, chat, f"{note}.")

@@ -282,7 +282,7 @@ def _contents(file: Path, source: Source, promised: set[str]) -> dict[str, Info]
         raise ModelError(
             _say(
                 source,
-                f"{file.name} lacks {len(lost)} tensors that {INDEX} places in it, such as {lost[0]}. Fetch both again.",
+                f"{file.name} lacks {lost[0]}, which {INDEX} places in it ({len(lost)} are lost). Fetch both again.",
             )
         )
     return infos
