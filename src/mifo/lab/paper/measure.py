@@ -1,4 +1,7 @@
-"""Measurements of exported models that findings share; each is made once and kept as plain data."""
+"""Measurements of exported models that findings share; each is made once and kept as plain data.
+
+They are made one after another while nothing is trained, so each has all cores.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ def demonstrations(evidence: Evidence, name: str, part: str) -> dict[str, dict[i
 
 
 def _read_demonstrations(config: Config, part: str, evidence: Evidence) -> dict[str, float]:
-    set_up_cpu(config.train.threads)
+    set_up_cpu(None)
     data = replace(
         config.data,
         train=f"embedded:{part}",
@@ -126,6 +129,7 @@ def pruning_drop(evidence: Evidence, seed: int, before: str, after: str) -> dict
     tier = evidence.plan.tier
 
     def measure() -> dict[str, float]:
+        set_up_cpu(None)
         data = evidence.results[f"{after}-seed{seed}"].config.data
         settings = SparsifySettings(
             rates=tier.rates,
@@ -158,7 +162,7 @@ def pass_gaps(evidence: Evidence, name: str) -> dict[int, Mapping[str, float]]:
     for seed, result in evidence.runs(name).items():
 
         def measure(seed: int = seed, config: Config = result.config) -> Mapping[str, float]:
-            set_up_cpu(config.train.threads)
+            set_up_cpu(None)
             problems = config.data.evaluation_problems or evidence.plan.tier.problems
             own = for_problems(config, Path(evidence.export(name, seed)), config.data.evaluation, problems)
             sampled = replace(own.evaluation, samples=PASS_SAMPLES, temperature=PASS_TEMPERATURE)
@@ -175,7 +179,7 @@ def solved_with_template(evidence: Evidence, name: str, template: TemplateName) 
     for seed, result in evidence.runs(name).items():
 
         def measure(seed: int = seed, config: Config = result.config) -> Mapping[str, float]:
-            set_up_cpu(config.train.threads)
+            set_up_cpu(None)
             data = config.data
             own = for_problems(
                 config,
