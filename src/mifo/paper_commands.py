@@ -29,6 +29,7 @@ from mifo.train.console import Screen
 from mifo.train.stop import Stop
 from mifo.train.storage import Storage, replace_file
 
+EXIT_RUN_FAILED = 2
 MOST_JOBS = 2  # by default: each holds a model with its optimizers in memory
 
 
@@ -48,7 +49,7 @@ def paper_command(known: argparse.Namespace) -> int:
 
     def write() -> list[Path]:
         """The page of all that the folder holds, findings of earlier calls included."""
-        return _write(tier, recorded(tier, options), options)
+        return _write(tier, recorded(tier, options, say=console.print), options)
 
     with stopping_on_signals(stop):
         judged = run_suite(tier, findings, options, stop=stop, say=console.print, judged_one=write)
@@ -59,7 +60,7 @@ def paper_command(known: argparse.Namespace) -> int:
     print_findings(console, judged)
     written = write()
     console.print(f"written to {options.folder}: {', '.join(path.name for path in written)}")
-    return 0
+    return EXIT_RUN_FAILED if any(one.failed for one in judged) else 0
 
 
 def _check_arena(options: Options, findings: Sequence[Finding]) -> None:
@@ -96,12 +97,12 @@ def _options(known: argparse.Namespace) -> Options:
         raise ConfigError(f"--jobs {jobs}: at least one run has to go on at a time.")
     folder = Path(known.folder or Path("runs") / f"paper-{known.tier}")
     arena = None if known.arena is None else Path(known.arena)
-    return Options(folder=folder, jobs=jobs, threads=max(1, cores // jobs), arena=arena)
+    return Options(folder=folder, jobs=jobs, threads=max(1, cores // jobs), arena=arena, machine=_machine(jobs))
 
 
 def _write(tier: Tier, judged: Sequence[Judged], options: Options) -> list[Path]:
     contents = {
-        "paper.md": page(tier, judged, _machine(options)),
+        "paper.md": page(tier, judged),
         "paper.csv": claims_csv(judged),
         "paper.json": json.dumps(suite_record(tier, judged), indent=1),
     }
@@ -117,9 +118,9 @@ def _write(tier: Tier, judged: Sequence[Judged], options: Options) -> list[Path]
     return [*written, options.folder / "paper.png"]
 
 
-def _machine(options: Options) -> str:
+def _machine(jobs: int) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     return (
         f"mifo {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python "
-        f"{platform.python_version()}, {device}, {os.cpu_count()} cores, {options.jobs} runs at a time."
+        f"{platform.python_version()}, {device}, {os.cpu_count()} cores, {jobs} runs at a time."
     )

@@ -30,23 +30,25 @@ DRAWS = 4_000
 DRAW_SEED = 20_250_215
 COVERAGE = 0.95
 Z95 = 1.959963984540054
+SAME = 1e-12  # relative; what rounding may make of equal figures
 Table = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A mean with its 95 % interval, and over how many seeds and problems."""
+    """A mean with its 95 % interval, and over how many seeds and problems; `seeds_agree` where several gave the same mean."""
 
     value: float
     low: float
     high: float
     seeds: int
     problems: int
+    seeds_agree: bool = False
 
     @property
     def certain(self) -> bool:
         """Nothing varied: the interval has no width but that of rounding."""
-        return self.high - self.low <= 1e-12 * max(1.0, abs(self.value))
+        return self.high - self.low <= SAME * max(1.0, abs(self.value))
 
     @property
     def excludes_zero(self) -> bool:
@@ -90,7 +92,14 @@ def interval(scores: Table) -> Estimate:
     if problems > 1:
         draws += _counts(problems, 1) @ (scores.mean(axis=0) - mean)
     low, high = np.quantile(draws, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    return Estimate(value=mean, low=min(mean, float(low)), high=max(mean, float(high)), seeds=seeds, problems=problems)
+    return Estimate(
+        value=mean,
+        low=min(mean, float(low)),
+        high=max(mean, float(high)),
+        seeds=seeds,
+        problems=problems,
+        seeds_agree=seeds > 1 and float(np.ptp(scores.mean(axis=1))) <= SAME * max(1.0, abs(mean)),
+    )
 
 
 def share_interval(scores: Table) -> Estimate:
@@ -100,13 +109,7 @@ def share_interval(scores: Table) -> Estimate:
     if found.certain:  # equal scores do not make a certainty
         bounds = wilson(found.value * found.problems, found.problems)
         low, high = bounds.low, bounds.high
-    return Estimate(
-        value=found.value,
-        low=max(0.0, low),
-        high=min(1.0, high),
-        seeds=found.seeds,
-        problems=found.problems,
-    )
+    return replace(found, low=max(0.0, low), high=min(1.0, high))
 
 
 Runs = Mapping[int, Mapping[str, float]]  # seed -> problem -> share of correct answers

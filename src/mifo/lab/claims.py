@@ -3,13 +3,13 @@
 A claim says on which side of a bound a figure lies: above it, below it, or within ± a margin of it. Its 95 % interval decides:
 wholly on that side the claim reproduces, wholly on the other it does not, and otherwise it cannot be told at this scale.
 One seed says nothing about others, so its claims cannot be told however narrow the interval over problems is; nor can those of
-seeds that all gave the very same figure, whose interval has no width.
+seeds that all gave the very same figure, which have no spread to tell from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,8 @@ from mifo.lab.arena_statistics import Estimate, Runs, difference_interval, inter
 Verdict = Literal["reproduces", "does not", "cannot be told"]
 Side = Literal["above", "below", "within"]
 Unit = Literal["points", "ratio", "nats"]
+KEPT = 0.02
+"""What a score may lose and still count as kept: two points. The papers give no margin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,7 @@ class Claim:
     def verdict(self) -> Verdict:
         """By the interval, see above."""
         found = self.measured
-        if self.undecided or found is None or found.seeds < 2 or found.certain:
+        if self.undecided or found is None or found.seeds < 2 or found.certain or found.seeds_agree:
             return "cannot be told"
         low, high = found.low - self.bound, found.high - self.bound
         if self.side == "within":
@@ -77,7 +79,7 @@ def ratio_over_seeds(values: Mapping[int, float]) -> Estimate | None:
     if found is None:
         return None
     value, low, high = (float(np.exp(end)) for end in (found.value, found.low, found.high))
-    return Estimate(value=value, low=low, high=high, seeds=found.seeds, problems=found.problems)
+    return replace(found, value=value, low=low, high=high)
 
 
 def both(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, tuple[float, float]]:
@@ -121,13 +123,17 @@ def figure(claim: Claim) -> str:
     found, reason = claim.measured, f"; {claim.undecided}" if claim.undecided else ""
     if found is None:
         return f"not measured{reason}"
-    ends = (found.value, found.low, found.high)
     if claim.unit == "points":
-        value, low, high = (f"{100 * end:+.1f}" for end in ends)
-        return f"{value} points [{low}, {high}]{reason}"
-    value, low, high = (f"{end:.3g}" for end in ends)
+        return f"{in_points(found)}{reason}"
+    value, low, high = (f"{end:.3g}" for end in (found.value, found.low, found.high))
     unit = "" if claim.unit == "ratio" else f" {claim.unit}"
     return f"{value}{unit} [{low}, {high}]{reason}"
+
+
+def in_points(found: Estimate) -> str:
+    """A difference of accuracies with its interval."""
+    value, low, high = (f"{100 * end:+.1f}" for end in (found.value, found.low, found.high))
+    return f"{value} points [{low}, {high}]"
 
 
 def expected(claim: Claim) -> str:

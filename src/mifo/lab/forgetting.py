@@ -16,7 +16,7 @@ from mifo.config.load import load_config, recipe_names
 from mifo.config.schema import Config, MifoMethod
 from mifo.errors import ConfigError
 from mifo.lab.arena_statistics import Estimate, paired_difference
-from mifo.lab.claims import Claim, Side
+from mifo.lab.claims import KEPT, Claim, Side
 from mifo.lab.training_plan import (
     Loss,
     Workplace,
@@ -275,13 +275,15 @@ def _notes(rl: Sequence[RlRun]) -> Iterator[str]:
 def _claims(table: Mapping[str, ForgettingRow], *, learned: bool) -> Iterator[Claim]:
     """The paper's Table 2; without a reward nothing can be told."""
 
-    def told(text: str, paper: str, side: Side, measured: Estimate | None) -> Claim:
+    def told(text: str, paper: str, side: Side, measured: Estimate | None, bound: float = 0.0) -> Claim:
         undecided = "" if learned else "RL had no signal"
-        return Claim(text=text, paper=paper, unit="points", side=side, measured=measured, undecided=undecided)
+        return Claim(
+            text=text, paper=paper, unit="points", side=side, bound=bound, measured=measured, undecided=undecided
+        )
 
     changes = {name: row.change for name, row in table.items()}
     if RL in table:
-        yield told("accuracy rises where RL goes on", "Table 2: +1.1", "above", changes[RL])
+        yield told("RL that goes on keeps the accuracy", "Table 2: +1.1", "above", changes[RL], -KEPT)
     for name in table:
         if name in LOSSES:
             paper = "Table 2, RL→SFT: −15.6" if name == CE else "§2.1: SFT after RL forgets"
@@ -289,7 +291,7 @@ def _claims(table: Mapping[str, ForgettingRow], *, learned: bool) -> Iterator[Cl
     for name in [name for name in table if name in MIXED]:
         yield told(f"{name} after RL loses accuracy", f"Table 2: {MIXED[name]}", "below", changes[name])
     if MIFO in table:
-        yield told("accuracy rises with MIFO's SFT", "Table 2: +0.9", "above", changes[MIFO])
+        yield told("MIFO's SFT keeps the accuracy", "Table 2: +0.9", "above", changes[MIFO], -KEPT)
         paper = "Table 2: +0.9 against −15.6"
         yield told("MIFO's SFT loses less than cross-entropy", paper, "above", table[MIFO].against_ce)
 

@@ -170,8 +170,8 @@ def magnitude(
 
 def magnitudes(before: str, afters: Sequence[str], *, largest: int = LARGEST) -> list[Magnitude]:
     """`magnitude` of several models from one start, under labels that tell them apart."""
-    labels = labels_of([find_source(after, "AFTER") for after in afters])
     found = [magnitude(before, after, largest=largest) for after in afters]
+    labels = labels_of([find_source(after, "AFTER") for after in afters])
     return [replace(one, label=label) for one, label in zip(found, labels, strict=True)]
 
 

@@ -96,7 +96,14 @@ class Trials:
 
 
 def run_trials(
-    trials: Sequence[Trial], folder: Path, *, jobs: int, threads: int, stop: Stop, say: Callable[[str], None]
+    trials: Sequence[Trial],
+    folder: Path,
+    *,
+    jobs: int,
+    threads: int,
+    stop: Stop,
+    say: Callable[[str], None],
+    flag: str = "--out",
 ) -> Trials:
     """Run what is not finished, and read what is.
 
@@ -107,14 +114,15 @@ def run_trials(
         threads: CPU threads of each.
         stop: when asked, runs under way save and end; the next call resumes them.
         say: hears of every trial that ends.
+        flag: what the user named the folder with, for messages.
 
     Raises:
         ConfigError: a configuration is wrong, two trials share a name, or the folder holds others of that name.
         CheckpointError: the folder is in use or cannot be written to.
     """
     trials = _with_parents(trials)
-    with FolderLock(folder, elsewhere="--out"):
-        return _Work(trials=trials, folder=folder, threads=threads, stop=stop, say=say).run(jobs)
+    with FolderLock(folder, elsewhere=flag):
+        return _Work(trials=trials, folder=folder, threads=threads, stop=stop, say=say, flag=flag).run(jobs)
 
 
 def _with_parents(trials: Sequence[Trial]) -> list[Trial]:
@@ -147,6 +155,7 @@ class _Work:
     threads: int
     stop: Stop
     say: Callable[[str], None]
+    flag: str
     ended: int = 0
 
     def run(self, jobs: int) -> Trials:
@@ -260,8 +269,8 @@ class _Work:
             found = changed_setting(stored, config)
         if found is not None:
             raise ConfigError(
-                f"{self._place(trial.name)} was run with {found[0]} = {found[1]!r}, not {found[2]!r}. Choose another --out, or "
-                "put the settings back as they were."
+                f"{self._place(trial.name)} was run with {found[0]} = {found[1]!r}, not {found[2]!r}. Choose another "
+                f"{self.flag}, or put the settings back as they were."
             )
 
     def _job(self, trial: Trial) -> Job:

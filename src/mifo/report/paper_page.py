@@ -27,15 +27,14 @@ RULE = (
 )
 
 
-def page(tier: Tier, judged: Sequence[Judged], machine: str) -> str:
+def page(tier: Tier, judged: Sequence[Judged]) -> str:
     """The page as Markdown.
 
     Args:
         tier: that was run.
         judged: the findings.
-        machine: versions and hardware, in a line.
     """
-    lines = ["# Findings of the papers, put to the test", "", f"Tier {tier.name}: {tier.description}.", "", machine, ""]
+    lines = ["# Findings of the papers, put to the test", "", f"Tier {tier.name}: {tier.description}.", ""]
     counts = Counter(j.verdict for j in judged)
     lines += [
         f"{len(judged)} findings: " + ", ".join(f"{counts[verdict]} {_said(verdict)}" for verdict in VERDICTS) + ".",
@@ -48,7 +47,8 @@ def page(tier: Tier, judged: Sequence[Judged], machine: str) -> str:
     for j in judged:
         own = Counter(claim.verdict for claim in j.claims)
         numbers = " / ".join(str(own[verdict]) for verdict in VERDICTS)
-        lines.append(f"| [{j.finding.name}](#{j.finding.name}) | {j.finding.source} | {_said(j.verdict)} | {numbers} |")
+        said = f"{_said(j.verdict)}{_failed(j)}"
+        lines.append(f"| [{j.finding.name}](#{j.finding.name}) | {j.finding.source} | {said} | {numbers} |")
     for j in judged:
         lines += ["", *_section(j)]
     return "\n".join(lines) + "\n"
@@ -60,16 +60,22 @@ def _section(judged: Judged) -> Iterator[str]:
     yield ""
     yield f"{finding.source}: {finding.claim}"
     yield ""
-    yield f"Here: {finding.setting} {judged.runs} runs, {judged.flops:.2g} FLOPs, {clock(judged.seconds)} of training in all."
+    runs = f"{judged.runs} runs{_failed(judged)}, {judged.flops:.2g} FLOPs, {clock(judged.seconds)} of training in all."
+    yield f"Here: {judged.setting} {runs}{' ' * bool(judged.machine)}{judged.machine}"
     yield ""
-    yield "| claim | paper | here | reproduces where | verdict |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| claim | paper | here | seeds | reproduces where | verdict |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for claim in judged.claims:
-        yield f"| {claim.text} | {claim.paper} | {figure(claim)} | {expected(claim)} | {_said(claim.verdict)} |"
+        seeds = "" if claim.measured is None else claim.measured.seeds
+        yield f"| {claim.text} | {claim.paper} | {figure(claim)} | {seeds} | {expected(claim)} | {_said(claim.verdict)} |"
     if judged.notes:
         yield ""
     for note in judged.notes:
         yield f"- {printable(note)}"
+
+
+def _failed(judged: Judged) -> str:
+    return f" ({judged.failed} runs failed)" if judged.failed else ""
 
 
 def _said(verdict: Verdict) -> str:
@@ -125,3 +131,6 @@ def print_findings(console: Console, judged: Sequence[Judged]) -> None:
     console.print(table)
     counts = Counter(j.verdict for j in judged)
     console.print(", ".join(f"{counts[verdict]} {_said(verdict)}" for verdict in VERDICTS))
+    for j in judged:
+        if j.failed:
+            console.print(f"{j.finding.name}: {j.failed} runs failed; the page says why", style="red")

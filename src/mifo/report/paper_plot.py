@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mifo.lab.claims import Claim, Verdict
+from mifo.lab.claims import Claim, Unit, Verdict
 from mifo.lab.paper.finding import Judged
 
 if TYPE_CHECKING:
@@ -19,13 +19,16 @@ LOOKS: dict[Verdict, tuple[str, str]] = {
     "cannot be told": ("#8a8a8a", "|"),
 }
 ROW_INCHES = 0.24
+LABELS: dict[Unit, str] = {"points": "points of accuracy", "ratio": "ratio", "nats": "nats"}
 
 
 def draw_claims(figure: Figure, judged: Sequence[Judged]) -> None:
-    """Fill an empty figure: accuracies above, ratios below, a row a claim, coloured by verdict."""
-    points = [(j.finding.name, claim) for j in judged for claim in j.claims if claim.unit == "points"]
-    ratios = [(j.finding.name, claim) for j in judged for claim in j.claims if claim.unit == "ratio"]
-    panels = [panel for panel in (points, ratios) if panel]
+    """Fill an empty figure: accuracies, ratios, losses, a row a claim, coloured by verdict."""
+    by_unit: dict[Unit, list[tuple[str, Claim]]] = {unit: [] for unit in LABELS}
+    for j in judged:
+        for claim in j.claims:
+            by_unit[claim.unit].append((j.finding.name, claim))
+    panels = [panel for panel in by_unit.values() if panel]
     figure.set_size_inches(9.0, 1.2 + ROW_INCHES * sum(len(panel) + 2 for panel in panels))
     heights = [len(panel) + 2 for panel in panels]
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
@@ -39,8 +42,8 @@ def draw_claims(figure: Figure, judged: Sequence[Judged]) -> None:
 
 
 def _draw(axis: Axes, claims: Sequence[tuple[str, Claim]]) -> None:
-    is_ratio = claims[0][1].unit == "ratio"
-    scale = 1.0 if is_ratio else 100.0
+    unit = claims[0][1].unit
+    scale = 100.0 if unit == "points" else 1.0
     for row, (_, claim) in enumerate(claims):
         ends = (claim.bound - claim.margin, claim.bound + claim.margin) if claim.side == "within" else (claim.bound,)
         for end in ends:
@@ -51,10 +54,10 @@ def _draw(axis: Axes, claims: Sequence[tuple[str, Claim]]) -> None:
             axis.plot([scale * found.value], [row], marker, color=colour, markersize=6)
     axis.set_yticks(range(len(claims)), [f"{name}: {claim.text}" for name, claim in claims], fontsize=6)
     axis.set_ylim(len(claims) - 0.4, -0.6)
-    axis.set_xlabel("ratio" if is_ratio else "points of accuracy", fontsize=8)
+    axis.set_xlabel(LABELS[unit], fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
     axis.grid(axis="x", alpha=0.3)
-    if is_ratio:
+    if unit == "ratio":
         from matplotlib.ticker import LogLocator, NullLocator
 
         axis.set_xscale("log")

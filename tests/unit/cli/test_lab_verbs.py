@@ -121,8 +121,10 @@ def test_coupling(three, tmp_path, capsys):
     assert [row["model"] for row in rows] == ["start", "rl"]
     assert len(record["bounds"]) == 2
     assert "Statements of the theorems" in capsys.readouterr().out
-    assert main([*arguments, "--labels", "n", "y"]) == 2
-    assert "--labels and --instruction belong together" in capsys.readouterr().err
+    assert main([*arguments, "--labels", "n", "y", *words[3:][2:]]) == 0  # with the general question
+    assert "Which label fits the text: n or y?" in files(tmp_path, "coupling")[0]["task"]["instruction"]
+    assert main([*arguments, "--instruction", "{text}?"]) == 2
+    assert "--instruction asks for labels" in capsys.readouterr().err
 
 
 def test_rejuvenate(three, pairs, tmp_path, capsys):

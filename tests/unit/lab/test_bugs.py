@@ -20,7 +20,8 @@ from mifo.lab.trials import Trials, read_trial
 def made(variant, seed, *, correct, loss=1.0, norm=1.0, wobble=0.1):
     """A run of twenty problems with losses that go up and down."""
     losses = tuple(loss + (wobble if i % 2 else -wobble) * (1 + 0.01 * seed) for i in range(8))
-    verdicts = {f"p{i}": float(i < correct) for i in range(20)}
+    spread = {LOST: (0, 1, -1, 0), BOTH: (1, 0, 0, -1)}.get(variant, (0, 0, 0, 0))[seed]  # no two seeds lose alike
+    verdicts = {f"p{i}": float(i < correct + spread) for i in range(20)}
     norms = (norm * (1 + 0.01 * seed),) * 8
     return BugRun(variant=variant, seed=seed, losses=losses, norms=norms, held_out_loss=loss, by_problem=verdicts)
 
@@ -29,8 +30,10 @@ def as_in_the_paper():
     runs = []
     for seed in range(4):
         runs += [made(RIGHT, seed, correct=18), made(RANKS, seed, correct=17), made(FIRST, seed, correct=6)]
-        runs += [made(MEANS, seed, correct=17, wobble=0.2 + 0.01 * seed, norm=1.01 + 0.001 * seed)]
-        runs += [made(LOST, seed, correct=8, loss=1.5 + 0.01 * seed, norm=0.4)]
+        runs += [
+            made(MEANS, seed, correct=17, loss=1.0 + 0.001 * seed, wobble=0.2 + 0.01 * seed, norm=1.01 + 0.001 * seed)
+        ]
+        runs += [made(LOST, seed, correct=8, loss=1.5 + 0.01 * seed, norm=0.4, wobble=0.1 + 0.001 * seed)]
         runs += [made(BOTH, seed, correct=2, loss=1.5, norm=0.4, wobble=0.2)]
     return runs
 

@@ -1,6 +1,7 @@
 """Findings: the runs they ask for, and what they make of runs that were made up."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ PROBLEMS = [f"p{i}" for i in range(40)]
 
 def solved(share):
     """Verdicts on the problems, the first `share` of them right."""
-    return {problem: float(i < share * len(PROBLEMS)) for i, problem in enumerate(PROBLEMS)}
+    return {problem: float(i < round(share * len(PROBLEMS))) for i, problem in enumerate(PROBLEMS)}
 
 
 def result(plan, name, seed, after, before=0.2, *, length=20.0, gradient=1.0, loss=1.0, flops=None):
@@ -54,8 +55,8 @@ def result(plan, name, seed, after, before=0.2, *, length=20.0, gradient=1.0, lo
     )
 
 
-def judged(name, shares, tmp_path, tier=SMALL, **figures):
-    """Claims of a finding where each run ends with `shares[run]`, plus a little for each seed."""
+def evidence_of(name, shares, tmp_path, tier=SMALL, **figures):
+    """Runs of a finding where each run ends with `shares[run]`, plus a little for each seed; no two runs spread alike."""
     plan = Plan(tier=tier, folder=Path("suite"))
     BY_NAME[name].trials(plan)
     results = {
@@ -63,13 +64,18 @@ def judged(name, shares, tmp_path, tier=SMALL, **figures):
             plan,
             run,
             seed,
-            share + 0.025 * seed,
+            share + 0.025 * seed + 0.025 * (place % 7) * (seed - 1),
             **{key: by_run[run] for key, by_run in figures.items() if run in by_run},
         )
-        for run, share in shares.items()
+        for place, (run, share) in enumerate(shares.items())
         for seed in plan.seeds
     }
-    return list(BY_NAME[name].judge(Evidence(plan=plan, results=results, cache=tmp_path)))
+    return Evidence(plan=plan, results=results, cache=tmp_path)
+
+
+def judged(name, shares, tmp_path, tier=SMALL, **figures):
+    """Claims of a finding from such runs."""
+    return list(BY_NAME[name].judge(evidence_of(name, shares, tmp_path, tier, **figures)))
 
 
 @pytest.mark.parametrize("tier", TIERS.values(), ids=TIERS)
@@ -129,7 +135,7 @@ def test_equal_rate_updates_and_problems_of_rl_and_sft():
 
 
 def test_forgetting_is_told_from_keeping(tmp_path):
-    kept = {"rl": 0.6, "forget-rl": 0.7, "forget-mifo": 0.65}
+    kept = {"rl": 0.6, "forget-rl": 0.7, "forget-mifo": 0.8}
     lost = {f"forget-{name}": 0.2 for name in ("rl_sft", "luffy", "srft", "relift")}
     claims = judged("forgetting", kept | lost, tmp_path)
     assert [claim.verdict for claim in claims] == ["reproduces"] * 6
@@ -149,10 +155,11 @@ def test_the_ablation_is_judged_by_its_order(tmp_path):
 
 def test_a_difference_of_differences(tmp_path):
     shares = {"rl": 0.8, "rl-drop": 0.3, "sft": 0.6, "sft-drop": 0.5}  # RL loses 50 points, SFT 10
-    more = judged("online-sparsity", shares, tmp_path)[1]
+    alone, little, more = judged("online-sparsity", shares, tmp_path)
+    assert (alone.measured.value, little.measured.value) == (pytest.approx(-0.5), pytest.approx(-0.1))
     assert more.measured.value == pytest.approx(0.4)
     swapped = {"sft": 0.8, "sft-drop": 0.3, "rl": 0.6, "rl-drop": 0.5}
-    assert judged("online-sparsity", swapped, tmp_path)[1].measured.value == pytest.approx(-0.4)
+    assert judged("online-sparsity", swapped, tmp_path)[2].measured.value == pytest.approx(-0.4)
 
 
 def test_gradients_and_gains_of_over_trained_models(tmp_path, monkeypatch):
@@ -161,15 +168,17 @@ def test_gradients_and_gains_of_over_trained_models(tmp_path, monkeypatch):
         "mifo.lab.paper.s3_plasticity.total_norms",
         lambda evidence, before, after: {seed: moved[after] * (1 + 0.01 * seed) for seed in evidence.plan.seeds},
     )
-    claims = judged(
+    evidence = evidence_of(
         "plasticity",
         {"under-rl": 0.9, "mod-rl": 0.7, "over-rl": 0.3},
         tmp_path,
         before={"under-rl": 0.1, "mod-rl": 0.2, "over-rl": 0.2},
         gradient={"under-rl": 0.5, "mod-rl": 1.0, "over-rl": 3.0},
     )
-    values = [claim.measured.value for claim in claims]
-    assert values == pytest.approx([3.0, 0.5, 6.0, 0.25, 0.1, -0.4, -0.7, -0.4])
+    values = [claim.measured.value for claim in BY_NAME["plasticity"].judge(evidence)]
+    assert values == pytest.approx([3.0, 0.5, 0.1, -0.4, -0.4])
+    beside = BY_NAME["plasticity"].remarks(evidence)  # the paper has the under-trained model elsewhere
+    assert [text.partition(": ")[2].split(" ")[0] for text in beside] == ["6", "0.25", "-70.0"]
 
 
 def test_the_gap_of_pass_at_k_is_of_single_problems(tmp_path, monkeypatch):
@@ -191,13 +200,27 @@ def test_the_gap_of_pass_at_k_is_of_single_problems(tmp_path, monkeypatch):
     assert asked == [(8, 0.6, results["over-seed0"].config.data.evaluation)] * SMOKE.seeds
 
 
-def test_norms_and_demonstrations_are_measured_once(tmp_path):
-    plan = Plan(tier=SMOKE, folder=Path("suite"))
-    plan.start(0)
-    evidence = Evidence(plan=plan, results={}, cache=tmp_path)
-    (tmp_path / "norms-start-rl-seed0.json").write_text(json.dumps({"total": 2.0, "layer 0": 1.0}))
-    assert norms(evidence, 0, "start", "rl")["total"] == 2.0
-    assert demonstrations(evidence, "rl", "validation") == {"loss": {}, "entropy": {}}
+def test_a_measurement_is_made_once_for_the_runs_that_it_is_of(tmp_path, monkeypatch):
+    evidence = evidence_of("magnitude", {"start": 0.3, "rl": 0.5}, tmp_path / "measures", SMOKE)
+    asked = []
+
+    def change(before, after, largest):
+        asked.append((before, after))
+        group = type("G", (), {"norm": float(len(asked)), "layer": 0})
+        return type("M", (), {"total": lambda self: group, "layers": lambda self: [group]})()
+
+    monkeypatch.setattr("mifo.lab.paper.measure.magnitude", change)
+    monkeypatch.setattr(Evidence, "export", lambda self, name, seed: f"{name}-{seed}")
+    assert norms(evidence, 0, "start", "rl") == norms(evidence, 0, "start", "rl") == {"total": 1.0, "layer 0": 1.0}
+    assert asked == [("start-0", "rl-0")]
+    again = {
+        **evidence.results,
+        "rl-seed0": replace(evidence.results["rl-seed0"], summary={"flops": 1.0, "seconds": 2.0}),
+    }
+    later = replace(evidence, results=again)
+    assert norms(later, 0, "start", "rl")["total"] == 2.0  # trained again, so measured again
+    assert norms(later, 1, "start", "rl")["total"] == 3.0
+    assert demonstrations(replace(evidence, results={}), "rl", "validation") == {"loss": {}, "entropy": {}}
 
 
 # --- the suite ---------------------------------------------------------------------------------------------------------
@@ -285,9 +308,64 @@ def test_a_failed_run_is_told_and_tried_again(runner, tmp_path):
     found = run(tmp_path, ["ablation"])[0]
     assert "mifo-seed0 failed: broke" in found.notes
     assert found.claims[2].measured.seeds == SMOKE.seeds - 1
+    [shown] = recorded(SMOKE, Options(folder=tmp_path, jobs=1, threads=1))
+    assert shown == found
+    text = page(SMOKE, [shown])
+    assert "(1 runs failed)" in text
+    assert "- mifo-seed0 failed: broke" in text
     runner.failing = ()
     assert not run(tmp_path, ["ablation"])[0].notes
     assert len(runner.calls) == 2
+
+
+def test_the_command_fails_where_runs_failed(runner, tmp_path, capsys):
+    words = ["paper", "--tier", "smoke", "--only", "ablation", "--folder", str(tmp_path)]
+    runner.failing = ("mifo-seed0",)
+    assert main(words) == 2
+    assert "ablation: 1 runs failed" in capsys.readouterr().out
+    runner.failing = ()
+    assert main(words) == 0
+
+
+def test_a_record_of_other_runs_is_told_of(runner, tmp_path):
+    run(tmp_path, ["ablation"])
+    heard = []
+    other = replace(SMOKE, flops=2 * SMOKE.flops)
+    assert recorded(other, Options(folder=tmp_path, jobs=1, threads=1), say=heard.append) == []
+    assert heard == ["ablation is left out of the page: its record is of other runs than it has now"]
+
+
+def test_a_record_that_is_not_whole_is_refused_with_a_remedy(runner, tmp_path):
+    run(tmp_path, ["ablation"])
+    path = tmp_path / "findings" / "ablation.json"
+    record = json.loads(path.read_text())
+    del record["notes"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"ablation\.json is no whole record .*Remove it"):
+        run(tmp_path, ["ablation"])
+
+
+def test_rl_on_top_of_sft_is_what_is_claimed_and_the_equal_budget_is_a_remark(tmp_path):
+    methods = {"sft": 0.6, "sft_rl": 0.5, "luffy": 0.3, "relift": 0.3, "srft": 0.3}
+    shares = {f"shipped-{name}": share for name, share in methods.items()} | {"start": 0.3, "rl": 0.4}
+    evidence = evidence_of("corrected", shares, tmp_path)
+    top = BY_NAME["corrected"].judge(evidence)[-1]
+    assert (top.text, top.measured.value) == ("RL on top of SFT improves on it", pytest.approx(0.1))
+    [remark] = BY_NAME["corrected"].remarks(evidence)
+    assert "SFT→RL less SFT alone: -10.0 points" in remark
+
+
+def test_what_rl_gains_after_rejuvenation(tmp_path):
+    """From where the rejuvenated model stands to where it ends: 0.2 more than the over-trained model gains."""
+    shares = {"rejuvenated-rl": 0.5, "over-rl": 0.6, "mod-rl": 0.6, "fused-rl": 0.5, "over-dft-rl": 0.5}
+    evidence = evidence_of("rejuvenation", shares, tmp_path, before={"over-rl": 0.4, "rejuvenated-rl": 0.4})
+    for seed in evidence.plan.seeds:
+        stage = Evaluation(label="after stage 1", step=0, flops=0.0, by_problem=solved(0.1))
+        own = evidence.results[f"rejuvenated-rl-seed{seed}"]
+        evidence.results[own.name] = replace(own, evaluations=(*own.evaluations, stage))
+    gain = BY_NAME["rejuvenation"].judge(evidence)[-1]
+    assert gain.text == "RL gains more after rejuvenation than from overSFT"
+    assert gain.measured.value == pytest.approx(0.2)
 
 
 def test_a_stop_keeps_what_was_judged(runner, tmp_path):
@@ -320,14 +398,27 @@ def test_runs_of_an_arena_can_stand_for_those_of_a_finding(runner, tmp_path):
     assert runner.calls == []
     assert found.runs == 4 * SMOKE.seeds
     assert found.claims[0].measured.value == pytest.approx(0.2)
+    assert found.setting.startswith(f"Runs of the arena {arena}, from tiny")
+    shutil.rmtree(arena / "runs" / "es-seed0")
+    shutil.rmtree(tmp_path / "findings")
+    assert "es has no finished run of seed 0" in run(tmp_path, ["ablation"], arena=arena)[0].notes
+    shutil.rmtree(tmp_path / "findings")
+    shutil.rmtree(arena / "runs" / "pf-seed0")
+    _write_run(arena / "runs" / "pf-seed0", plan.made["pf-seed0"].config, 0.6, parameters=7)
+    with pytest.raises(ConfigError, match=r"pf-seed0 has 7 parameters, and the model of tier smoke has"):
+        run(tmp_path, ["ablation"], arena=arena)
 
 
-def _write_run(folder, config, share):
+TINY_PARAMETERS = sum(parameter.numel() for parameter in tiny_model(0).parameters())
+
+
+def _write_run(folder, config, share, parameters=TINY_PARAMETERS):
     from mifo.config.decode import encode
 
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(encode(config)))
-    (folder / "summary.json").write_text(json.dumps({"flops": 1.0, "seconds": 1.0, "response_length_after": 9.0}))
+    summary = {"flops": 1.0, "seconds": 1.0, "response_length_after": 9.0, "parameters": parameters}
+    (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "ledger.json").write_text("{}")
     (folder / "metrics.jsonl").write_text("")
     record = {"label": "after", "step": 1, "flops": 1.0, "problems": solved(share)}
@@ -347,7 +438,7 @@ def test_findings_run_in_the_order_in_which_they_are_named():
 
 def test_the_page_shows_claim_paper_figure_and_verdict(runner, tmp_path):
     found = run(tmp_path, ["ablation"])
-    text = page(SMOKE, found, "one machine.")
+    text = page(SMOKE, [replace(one, machine="one machine.") for one in found])
     assert "| both improve on freezing alone | +1.6 points (1.5B), +1.1 (7B) | +0.0 points [" in text
     assert "1 cannot be told at this scale" in text
     assert "one machine." in text

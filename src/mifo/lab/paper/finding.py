@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,8 @@ from mifo.lab.arena_statistics import Estimate, Runs, paired_difference
 from mifo.lab.claims import Claim, Side, Verdict, contrast, overall
 from mifo.lab.paper.plan import Plan
 from mifo.lab.trials import Trial, TrialResult
+from mifo.train.checkpoint import read_json
 from mifo.train.storage import Storage, replace_file
-
-KEPT = 0.02
-"""What a score may lose and still count as kept: two points. The papers give no margin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +76,28 @@ class Evidence:
             raise CheckpointError(f"{result.folder} has no export any more. Remove the folder to train it again.")
         return str(result.export)
 
-    def once(self, key: str, measure: Callable[[], Any]) -> Any:
-        """A measurement as plain data: made now, or read where it was made before."""
-        path = self.cache / f"{key}.json"
+    def once(self, key: str, runs: Sequence[str], measure: Callable[[], Any]) -> Any:
+        """A measurement as plain data: made now, or read where it was made before of these very runs.
+
+        Args:
+            key: of the measurement, a file name without ending.
+            runs: what it measures; a run that was trained again is measured again.
+            measure: makes it.
+        """
+        path, stamp = self.cache / f"{key}.json", self._stamp(runs)
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path)
+            if stored.get("runs") == stamp:
+                return stored["found"]
         found = measure()
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(Storage(), path, json.dumps(found).encode("utf-8"))
+        replace_file(Storage(), path, json.dumps({"runs": stamp, "found": found}).encode("utf-8"))
         return found
+
+    def _stamp(self, runs: Sequence[str]) -> str:
+        """A hash of how the runs ended: the time that training took is of one training alone."""
+        ends = [dict(self.results[name].summary) for name in runs if name in self.results]
+        return hashlib.sha256(json.dumps(ends, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +112,7 @@ class Finding:
         trials: the runs it needs.
         judge: claims from the finished runs.
         in_arena: methods of an arena whose runs can stand for those needed, by the names used here; empty: none can.
+        remarks: what the same runs say beside the paper's claims, in sentences.
     """
 
     name: str
@@ -109,11 +122,15 @@ class Finding:
     trials: Callable[[Plan], Sequence[Trial]]
     judge: Callable[[Evidence], Sequence[Claim]]
     in_arena: Mapping[str, str] = field(default_factory=dict)
+    remarks: Callable[[Evidence], Sequence[str]] = lambda evidence: ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A finding with what was found: `runs` stand behind it, which spent `flops` and `seconds` in all."""
+    """A finding with what was found: `runs` stand behind it, which spent `flops` and `seconds` in all; others `failed`.
+
+    `setting` is what was run, which an arena's runs change. `machine` is where it was judged.
+    """
 
     finding: Finding
     claims: tuple[Claim, ...]
@@ -121,6 +138,9 @@ class Judged:
     runs: int
     flops: float
     seconds: float
+    failed: int = 0
+    setting: str = ""
+    machine: str = ""
 
     @property
     def verdict(self) -> Verdict:

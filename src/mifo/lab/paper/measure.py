@@ -45,7 +45,8 @@ def norms(evidence: Evidence, seed: int, before: str, after: str) -> Norms:
         found = magnitude(_begin(evidence, before, seed), evidence.export(after, seed), largest=1)
         return {"total": found.total().norm} | {f"layer {group.layer}": group.norm for group in found.layers()}
 
-    return cast(Norms, evidence.once(f"norms-{before}-{after}-seed{seed}", measure))
+    runs = [f"{name}-seed{seed}" for name in (before, after)]
+    return cast(Norms, evidence.once(f"norms-{before}-{after}-seed{seed}", runs, measure))
 
 
 def _begin(evidence: Evidence, name: str, seed: int) -> str:
@@ -88,7 +89,7 @@ def demonstrations(evidence: Evidence, name: str, part: str) -> dict[str, dict[i
         def measure(own: Config = own) -> dict[str, float]:
             return _read_demonstrations(own, part, evidence)
 
-        read = evidence.once(f"demonstrations-{part}-{name}-seed{seed}", measure)
+        read = evidence.once(f"demonstrations-{part}-{name}-seed{seed}", [f"{name}-seed{seed}"], measure)
         for figure, value in read.items():
             found[figure][seed] = value
     return found
@@ -145,7 +146,8 @@ def pruning_drop(evidence: Evidence, seed: int, before: str, after: str) -> dict
         curve = {rate: mean for rate, mean, _, _ in _curve(evidence.export(before, seed), folder, settings)}
         return {f"{rate:g}": curve[0.0] - curve[rate] for rate in tier.rates}
 
-    return cast("dict[str, float]", evidence.once(f"pruning-{before}-{after}-seed{seed}", measure))
+    runs = [f"{name}-seed{seed}" for name in (before, after)]
+    return cast("dict[str, float]", evidence.once(f"pruning-{before}-{after}-seed{seed}", runs, measure))
 
 
 def _curve(start: str, run: str, settings: SparsifySettings) -> Sequence[tuple[float, float, float, float]]:
@@ -169,7 +171,8 @@ def pass_gaps(evidence: Evidence, name: str) -> dict[int, Mapping[str, float]]:
             shares = verdicts(replace(own, evaluation=sampled))
             return {problem: float(share > 0) - share for problem, share in shares.items()}
 
-        found[seed] = cast("Mapping[str, float]", evidence.once(f"pass-gap-{name}-seed{seed}", measure))
+        measured = evidence.once(f"pass-gap-{name}-seed{seed}", [result.name], measure)
+        found[seed] = cast("Mapping[str, float]", measured)
     return found
 
 
@@ -190,5 +193,6 @@ def solved_with_template(evidence: Evidence, name: str, template: TemplateName) 
             prompt = data.system_prompt if template == "tokenizer" else None
             return dict(verdicts(replace(own, data=replace(own.data, template=template, system_prompt=prompt))))
 
-        found[seed] = cast("Mapping[str, float]", evidence.once(f"template-{template}-{name}-seed{seed}", measure))
+        measured = evidence.once(f"template-{template}-{name}-seed{seed}", [result.name], measure)
+        found[seed] = cast("Mapping[str, float]", measured)
     return found

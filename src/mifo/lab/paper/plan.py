@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors import SafetensorError
+
 from mifo.config.decode import decode
 from mifo.config.load import read_recipe
 from mifo.config.schema import Config
 from mifo.config.stages import merge, with_stages
 from mifo.data import tasks
-from mifo.errors import ConfigError
+from mifo.errors import CheckpointError, ConfigError
 from mifo.lab.arena_jobs import Command
 from mifo.lab.paper.tier import Tier
 from mifo.lab.trials import TRAIN, Trial
@@ -159,9 +161,14 @@ class Plan:
             return
         config = self.recipe().model
         staging = place.with_name(f"{place.name}.part")
-        load_model(config, seed=seed).save_pretrained(staging)
-        load_tokenizer(config).save_pretrained(staging)
-        staging.rename(place)
+        try:
+            load_model(config, seed=seed).save_pretrained(staging)
+            load_tokenizer(config).save_pretrained(staging)
+            staging.rename(place)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"--folder: {place} cannot be written ({error}). Free space, or name another."
+            ) from error
 
     # --- runs that several findings share ----------------------------------------------------------------------------
 

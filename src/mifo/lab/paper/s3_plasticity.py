@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mifo.lab.claims import Claim, contrast, ratio
-from mifo.lab.paper.finding import KEPT, Evidence, Finding, accuracy_claim, per_seed
+from mifo.lab.arena_statistics import Estimate
+from mifo.lab.claims import KEPT, Claim, Side, contrast, in_points, ratio
+from mifo.lab.paper.finding import Evidence, Finding, accuracy_claim, per_seed
 from mifo.lab.paper.measure import PASS_SAMPLES, demonstrations, pass_gaps, total_norms
 from mifo.lab.paper.plan import Plan, Tables
 from mifo.lab.trials import Trial, TrialResult
@@ -104,52 +105,69 @@ def _gradient_norm(run: TrialResult) -> float | None:
 
 
 def _gain(evidence: Evidence) -> Iterator[Claim]:
-    moved = {stage: total_norms(evidence, stage, f"{stage}-rl") for stage in STAGES}
-    gradient = {stage: evidence.each(f"{stage}-rl", _gradient_norm) for stage in STAGES}
-    for stage in ("mod", "under"):
-        yield Claim(
-            text=f"RL's gradients are larger from overSFT than from {stage}SFT",
-            paper="much larger, read off the figure" if stage == "mod" else "largest, by the text",
-            unit="ratio",
-            side="above",
-            bound=1.0,
-            measured=ratio(gradient["over"], gradient[stage]),
-        )
-        yield Claim(
-            text=f"RL moves the weights less from overSFT than from {stage}SFT",
-            paper="less, read off the figure",
-            unit="ratio",
-            side="below",
-            bound=1.0,
-            measured=ratio(moved["over"], moved[stage]),
-        )
-    yield Claim(
-        text="RL moves the weights less than the overSFT before it",
-        paper="much less, read off the figure",
-        unit="ratio",
-        side="below",
-        bound=1.0,
-        measured=ratio(moved["over"], total_norms(evidence, "shipped", "over")),
+    ratios: tuple[tuple[str, str, Side, Estimate | None], ...] = (
+        (
+            "RL's gradients are larger from overSFT than from modSFT",
+            "much larger, Figure 4",
+            "above",
+            _gradients(evidence, "mod"),
+        ),
+        (
+            "RL moves the weights less from overSFT than from modSFT",
+            "less, Figure 3",
+            "below",
+            _shifts(evidence, "mod"),
+        ),
+        (
+            "RL moves the weights less than the overSFT before it",
+            "much less, Figure 3",
+            "below",
+            ratio(total_norms(evidence, "over", "over-rl"), total_norms(evidence, "shipped", "over")),
+        ),
     )
-    for stage, paper in (("mod", "+4.9 against +7.9 points"), ("under", "less, read off the figure")):
-        gained = {
-            ("over-rl", "after"): 1.0,
-            ("over-rl", "before"): -1.0,
-            (f"{stage}-rl", "after"): -1.0,
-            (f"{stage}-rl", "before"): 1.0,
-        }
-        yield Claim(
-            text=f"RL gains less from overSFT than from {stage}SFT",
-            paper=paper,
-            unit="points",
-            side="below",
-            measured=evidence.contrast(gained),
-        )
+    for text, paper, side, measured in ratios:
+        yield Claim(text=text, paper=paper, unit="ratio", side=side, bound=1.0, measured=measured)
+    yield Claim(
+        text="RL gains less from overSFT than from modSFT",
+        paper="+4.9 against +7.9 points",
+        unit="points",
+        side="below",
+        measured=_gains(evidence, "mod"),
+    )
     yield accuracy_claim(evidence, "and ends lower", "-2.1 points", "over-rl", "mod-rl", "below")
+
+
+def _beside_under(evidence: Evidence) -> Iterator[str]:
+    """The same against the under-trained model, which the paper has in Table 1 alone."""
+    for text, found in (
+        ("RL's gradients", _gradients(evidence, "under")),
+        ("how far RL moves the weights", _shifts(evidence, "under")),
+    ):
+        if found is not None:
+            yield f"{text} from overSFT, beside underSFT: {found.value:.3g} times [{found.low:.3g}, {found.high:.3g}]"
+    gained = _gains(evidence, "under")
+    if gained is not None:
+        yield f"what RL gains from overSFT, less what it gains from underSFT: {in_points(gained)}"
+
+
+def _gradients(evidence: Evidence, stage: str) -> Estimate | None:
+    over, other = (evidence.each(f"{name}-rl", _gradient_norm) for name in ("over", stage))
+    return ratio(over, other)
+
+
+def _shifts(evidence: Evidence, stage: str) -> Estimate | None:
+    over, other = (total_norms(evidence, name, f"{name}-rl") for name in ("over", stage))
+    return ratio(over, other)
+
+
+def _gains(evidence: Evidence, stage: str) -> Estimate | None:
+    signs = {("over-rl", "after"): 1.0, ("over-rl", "before"): -1.0}
+    return evidence.contrast({**signs, (f"{stage}-rl", "after"): -1.0, (f"{stage}-rl", "before"): 1.0})
 
 
 # --- rejuvenation: Tables 2 and 4 to 7 -------------------------------------------------------------------------------
 
+REJUVENATED = "after stage 1"  # the evaluation behind the stage that rejuvenates
 ALPHAS = (0.4, 0.45, 0.55, 0.6)
 RHOS = (0.005, 0.02, 0.04)
 
@@ -182,6 +200,19 @@ def _rejuvenation(evidence: Evidence) -> Iterator[Claim]:
         ("mod-rejuvenated", "mod", 0.0, "rejuvenation improves on RL from modSFT too", "+0.6 points"),
     ):
         yield accuracy_claim(evidence, text, paper, f"{first}-rl", f"{second}-rl", bound=bound)
+    gained = {
+        ("rejuvenated-rl", "after"): 1.0,
+        ("rejuvenated-rl", REJUVENATED): -1.0,
+        ("over-rl", "after"): -1.0,
+        ("over-rl", "before"): 1.0,
+    }
+    yield Claim(
+        text="RL gains more after rejuvenation than from overSFT",
+        paper="+12.1 against +4.9 points",
+        unit="points",
+        side="above",
+        measured=evidence.contrast(gained),
+    )
 
 
 def _switch_trials(plan: Plan, seed: int) -> list[Trial]:
@@ -222,11 +253,12 @@ FINDINGS = (
         setting="The same RL from the under-, the moderately and the over-trained model.",
         trials=per_seed(gain_trials),
         judge=lambda e: tuple(_gain(e)),
+        remarks=lambda e: tuple(_beside_under(e)),
     ),
     Finding(
         name="rejuvenation",
         source="S3, Tables 2, 4 and 7",
-        claim="Fusing an over-trained model with its base and resetting neurons restores what RL gains.",
+        claim="Fusing an over-trained model with its base and resetting neurons restores what RL gains, and where it ends.",
         setting="The same RL from the over-trained model, from it fused, fused and reset, and from its like trained by DFT.",
         trials=per_seed(_rejuvenation_trials),
         judge=lambda e: tuple(_rejuvenation(e)),

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mifo.errors import ConfigError
+from mifo.errors import CheckpointError, ConfigError
 from mifo.lab.arena_results import SUMMARY
 from mifo.lab.arena_statistics import Estimate
 from mifo.lab.claims import Claim
@@ -26,6 +26,7 @@ from mifo.lab.paper.tier import Tier
 from mifo.lab.trial_results import EXPORT, TrialResult, read_trial
 from mifo.lab.trials import RUNS, Trial, run_trials
 from mifo.train.checkpoint import read_json
+from mifo.train.estimate import empty_model
 from mifo.train.lock import FolderLock
 from mifo.train.stop import Stop
 from mifo.train.storage import Storage, replace_file
@@ -45,13 +46,15 @@ FAR_FROM_BUDGET = 0.25  # share beyond which a run's FLOPs are noted
 class Options:
     """How a suite is run on this machine; none of it changes what is found.
 
-    `arena` is the folder of a finished arena whose runs stand for those of findings that allow it.
+    `machine` names it and the versions, for records. `arena` is the folder of a finished arena whose runs stand for those of
+    findings that allow it.
     """
 
     folder: Path
     jobs: int
     threads: int
     arena: Path | None = None
+    machine: str = ""
 
 
 def chosen(names: Sequence[str] | None) -> list[Finding]:
@@ -120,8 +123,11 @@ def _run_findings(
     return judged
 
 
-def recorded(tier: Tier, options: Options) -> list[Judged]:
-    """All findings whose record in the folder is of this tier and of the runs that they have now, in their order."""
+def recorded(tier: Tier, options: Options, say: Callable[[str], None] = lambda line: None) -> list[Judged]:
+    """All findings whose record in the folder is of this tier and of the runs that they have now, in their order.
+
+    `say` hears of records of others.
+    """
     plan, found = Plan(tier=tier, folder=options.folder), []
     for finding in FINDINGS:
         path = options.folder / JUDGED / f"{finding.name}.json"
@@ -131,6 +137,8 @@ def recorded(tier: Tier, options: Options) -> list[Judged]:
         judged = work.stored(work.key([] if arena is not None else list(finding.trials(plan))))
         if judged is not None:
             found.append(judged)
+        elif path.is_file():
+            say(f"{finding.name} is left out of the page: its record is of other runs than it has now")
     return found
 
 
@@ -150,17 +158,19 @@ class _Work:
         trials = [] if use_arena else list(self.finding.trials(self.plan))
         key = self.key(trials)
         stored = self.stored(key)
-        if stored is not None:
+        if stored is not None and not stored.failed:
             return stored
-        notes: tuple[str, ...] = ()
+        setting, notes = self.finding.setting, tuple[str, ...]()
         failures: tuple[str, ...] = ()
         results: Mapping[str, TrialResult]
         if use_arena:
             results = self._arena_results()
             starts = sorted({result.config.model.path for result in results.values()})
-            notes = (
-                f"in place of these, runs of {self.options.arena}: from {', '.join(starts)}, with the rates of its grid",
+            setting = (
+                f"Runs of the arena {self.options.arena}, from {', '.join(starts)}, at its equal budget and with the rates of "
+                f"its grid, in place of these: {self.finding.setting}"
             )
+            notes = tuple(self._arena_notes(results))
         else:
             done = run_trials(
                 trials,
@@ -169,29 +179,43 @@ class _Work:
                 threads=self.options.threads,
                 stop=self.stop,
                 say=lambda line: self.say(f"  {line}"),
+                flag="--folder",
             )
             if done.stopped:
                 return None
             results = done.results
             failures = tuple(f"{failure.name} failed: {failure.reason}" for failure in done.failures)
-        return self._judge(results, failures, notes, key)
+        return self._judge(results, failures, setting, notes, key)
 
     def _judge(
-        self, results: Mapping[str, TrialResult], failures: tuple[str, ...], notes: tuple[str, ...], key: str
+        self,
+        results: Mapping[str, TrialResult],
+        failures: tuple[str, ...],
+        setting: str,
+        notes: tuple[str, ...],
+        key: str,
     ) -> Judged:
         evidence = Evidence(plan=self.plan, results=results, cache=self.options.folder / MEASURES)
         names = sorted({name.rpartition("-seed")[0] for name in results})
         judged = Judged(
             finding=self.finding,
             claims=tuple(self.finding.judge(evidence)),
-            notes=(*notes, *failures, *no_reward(evidence, names), *_far_from_budget(results)),
+            notes=(
+                *self.finding.remarks(evidence),
+                *notes,
+                *failures,
+                *no_reward(evidence, names),
+                *_far_from_budget(results),
+            ),
             runs=len(results),
             flops=sum(result.summary["flops"] for result in results.values()),
             seconds=sum(result.summary["seconds"] for result in results.values()),
+            failed=len(failures),
+            setting=setting,
+            machine=self.options.machine,
         )
-        if not failures:
-            arena = str(self.options.arena) if self.options.arena is not None and self.finding.in_arena else None
-            _write(self._record, _plain(judged) | {"key": key, "arena": arena})
+        arena = str(self.options.arena) if self.options.arena is not None and self.finding.in_arena else None
+        _write(self._record, _plain(judged) | {"key": key, "arena": arena})
         return judged
 
     @property
@@ -210,7 +234,14 @@ class _Work:
         if not self._record.is_file():
             return None
         record = read_json(self._record)
-        return _from_plain(self.finding, record) if record.get("key") == key else None
+        if record.get("key") != key:
+            return None
+        try:
+            return _from_plain(self.finding, record)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{self._record} is no whole record ({error}). Remove it: its runs are judged again."
+            ) from error
 
     def _arena_results(self) -> dict[str, TrialResult]:
         """Finished runs of the arena under the names used here.
@@ -226,6 +257,28 @@ class _Work:
                     f"{self.finding.name} needs. Finish the arena, or leave --arena out."
                 )
         return {name: read_trial(folder) for name, folder in folders.items()}
+
+    def _arena_notes(self, results: Mapping[str, TrialResult]) -> Iterator[str]:
+        """What makes an arena's runs others than those that they stand for.
+
+        Raises:
+            ConfigError: its model is not the tier's.
+        """
+        shape = empty_model(self.plan.recipe())
+        own = sum(parameter.numel() for parameter in shape.parameters())
+        for name, result in results.items():
+            if result.summary["parameters"] != own:
+                raise ConfigError(
+                    f"--arena = '{self.options.arena}': {name} has {result.summary['parameters']:,} parameters, and the model of "
+                    f"tier {self.plan.tier.name} has {own:,}. Name an arena of that model, or another --tier."
+                )
+        for name in self.finding.in_arena:
+            missing = [str(seed) for seed in self.plan.seeds if f"{name}-seed{seed}" not in results]
+            if missing:
+                yield f"{name} has no finished run of seed {', '.join(missing)}"
+        spent = [result.summary["flops"] for result in results.values()]
+        if max(spent) > (1.0 + FAR_FROM_BUDGET) * min(spent):
+            yield f"budgets are not equal: the runs spent {min(spent):.2g} to {max(spent):.2g} FLOPs"
 
     def _arena_folders(self) -> dict[str, Path]:
         """Folders of finished runs, under the names used here."""
@@ -295,6 +348,9 @@ def _plain(judged: Judged) -> dict[str, Any]:
         "runs": judged.runs,
         "flops": judged.flops,
         "seconds": judged.seconds,
+        "failed": judged.failed,
+        "setting": judged.setting,
+        "machine": judged.machine,
     }
 
 
@@ -311,6 +367,9 @@ def _from_plain(finding: Finding, record: Mapping[str, Any]) -> Judged:
         runs=record["runs"],
         flops=record["flops"],
         seconds=record["seconds"],
+        failed=record.get("failed", 0),
+        setting=record.get("setting", finding.setting),
+        machine=record.get("machine", ""),
     )
 
 
@@ -318,10 +377,7 @@ def suite_record(tier: Tier, judged: Sequence[Judged]) -> dict[str, Any]:
     """Everything of a suite, for paper.json."""
     return {
         "tier": encode_tier(tier),
-        "findings": [
-            {"source": j.finding.source, "claim": j.finding.claim, "setting": j.finding.setting, **_plain(j)}
-            for j in judged
-        ],
+        "findings": [{"source": j.finding.source, "claim": j.finding.claim, **_plain(j)} for j in judged],
     }
 
 
