@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mifo.lab.arena_statistics import Estimate
+from mifo.lab.arena_statistics import Estimate, paired_difference
 from mifo.lab.claims import Claim, over_seeds, overall, ratio_over_seeds
 
 
@@ -64,3 +64,15 @@ def test_figures_of_seeds_and_their_ratios():
     assert over_seeds({}) is None
     assert ratio_over_seeds({0: 0.0}) is None
     assert math.isclose(ratio_over_seeds({0: 2.0, 1: 0.0}).value, 2.0)
+
+
+def test_seeds_that_agree_decide_nothing():
+    """Both seeds lose the same six problems of thirteen: the interval over problems has a width, the seeds have no spread."""
+    runs = {seed: {f"p{i}": float(i < 6) for i in range(13)} for seed in range(2)}
+    found = paired_difference(runs, {seed: dict.fromkeys(runs[0], 0.0) for seed in range(2)})
+    assert found.low > 0.0
+    assert found.seeds_agree
+    decided = Claim(text="", paper="", unit="points", side="above", measured=found)
+    assert decided.verdict == "cannot be told"
+    other = {**runs, 1: {f"p{i}": float(i < 7) for i in range(13)}}
+    assert not paired_difference(other, {seed: dict.fromkeys(runs[0], 0.0) for seed in range(2)}).seeds_agree
