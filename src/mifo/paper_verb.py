@@ -10,7 +10,7 @@ Put the findings of the papers to the test: for each the claim, what was measure
 
 examples:
   mifo paper --tier smoke                         # minutes: shows that everything runs
-  mifo paper --tier mini                          # an hour or two on two cores, five seeds
+  mifo paper --tier mini                          # 40 minutes on two quiet cores, five seeds
   mifo paper --tier small --only magnitude,ablation
   mifo paper --list
 """
