@@ -44,10 +44,10 @@ def test_findings_are_run_measured_and_judged_once(folder):
     assert not any(j.notes for j in found if "failed" in " ".join(j.notes))
     assert 0.0 < selection.claims[0].measured.value < 1.5
     assert all(claim.measured.value > 0 for claim in coupling.claims)
-    assert "| SFT moves the weights further than RL |" in page(LEAST, found, "here.")
+    assert "| SFT moves the weights further than RL |" in page(LEAST, found)
     again, said_again = run(folder, names)
     assert again == found
     assert len(said) > len(said_again) == 2 * len(names)  # nothing but each finding and its verdict
     assert not list(folder.glob("runs/*/export"))
-    assert json.loads((folder / "measures" / "norms-start-sft-seed0.json").read_text())["total"] > 0
+    assert json.loads((folder / "measures" / "norms-start-sft-seed0.json").read_text())["found"]["total"] > 0
     assert magnitude.claims[1].measured is None or magnitude.claims[1].measured.value > 0
