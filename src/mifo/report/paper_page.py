@@ -35,9 +35,8 @@ def page(tier: Tier, judged: Sequence[Judged]) -> str:
         judged: the findings.
     """
     lines = ["# Findings of the papers, put to the test", "", f"Tier {tier.name}: {tier.description}.", ""]
-    counts = Counter(j.verdict for j in judged)
     lines += [
-        f"{len(judged)} findings: " + ", ".join(f"{counts[verdict]} {_said(verdict)}" for verdict in VERDICTS) + ".",
+        f"{len(judged)} findings: {_counted(judged)}.",
         "",
         RULE,
         "",
@@ -76,6 +75,13 @@ def _section(judged: Judged) -> Iterator[str]:
 
 def _failed(judged: Judged) -> str:
     return f" ({judged.failed} runs failed)" if judged.failed else ""
+
+
+def _counted(judged: Sequence[Judged]) -> str:
+    counts = Counter(j.verdict for j in judged)
+    words = {"reproduces": ("reproduces", "reproduce"), "does not": ("does not", "do not")}
+    parts = [(counts[verdict], words.get(verdict, (_said(verdict),) * 2)) for verdict in VERDICTS]
+    return ", ".join(f"{count} {one if count == 1 else several}" for count, (one, several) in parts)
 
 
 def _said(verdict: Verdict) -> str:
@@ -129,8 +135,7 @@ def print_findings(console: Console, judged: Sequence[Judged]) -> None:
                 end_section=place == len(j.claims) - 1,
             )
     console.print(table)
-    counts = Counter(j.verdict for j in judged)
-    console.print(", ".join(f"{counts[verdict]} {_said(verdict)}" for verdict in VERDICTS))
+    console.print(_counted(judged))
     for j in judged:
         if j.failed:
             console.print(f"{j.finding.name}: {j.failed} runs failed; the page says why", style="red")
