@@ -23,7 +23,7 @@ from mifo.lab.arena_statistics import (
 )
 from mifo.lab.bug_learner import Bug
 from mifo.lab.bug_run import HELD_OUT
-from mifo.lab.claims import Claim, difference_over_seeds, over_seeds, ratio
+from mifo.lab.claims import Claim, Side, difference_over_seeds, over_seeds, ratio
 from mifo.lab.training_plan import Workplace, base_config, check_counts, sft_config, with_verdicts
 from mifo.lab.trials import Trial, TrialFailure, TrialResult, run_trials
 from mifo.train.checkpoint import read_json
@@ -315,52 +315,22 @@ def _claims(runs: Mapping[str, Mapping[int, BugRun]], table: Mapping[str, BugRow
         ("both together cost more than dropped micro-batches", "Table 2: 49.1 → 48.3", gained(BOTH, LOST)),
     ):
         yield Claim(text=text, paper=paper, unit="points", side="below", measured=measured)
-    yield Claim(
-        text="dropped micro-batches raise the loss",
-        paper="Figure 2, left",
-        unit="nats",
-        side="above",
-        measured=figure(LOST, "loss_difference"),
+    reported: tuple[tuple[str, Side, str, str, str], ...] = (
+        ("dropped micro-batches raise the loss", "above", "left", LOST, "loss_difference"),
+        ("a mean of means makes the reported loss more variable", "above", "left", MEANS, "variability_ratio"),
+        ("a mean of means does not shift the reported loss", "within", "left", MEANS, "loss_difference"),
+        ("dropped micro-batches leave its variability as it is", "within", "left", LOST, "variability_ratio"),
+        ("dropped micro-batches suppress the gradient norm", "below", "right", LOST, "norm_ratio"),
+        ("a mean of means leaves the gradient norm as it is", "within", "right", MEANS, "norm_ratio"),
     )
-    yield Claim(
-        text="a mean of means makes the reported loss more variable",
-        paper="Figure 2, left",
-        unit="ratio",
-        side="above",
-        bound=1.0,
-        measured=figure(MEANS, "variability_ratio"),
-    )
-    yield Claim(
-        text="a mean of means does not shift the reported loss",
-        paper="Figure 2, left",
-        unit="nats",
-        side="within",
-        margin=SAME_LOSS,
-        measured=figure(MEANS, "loss_difference"),
-    )
-    yield Claim(
-        text="dropped micro-batches leave its variability as it is",
-        paper="Figure 2, left",
-        unit="ratio",
-        side="within",
-        bound=1.0,
-        margin=SAME_NORM,
-        measured=figure(LOST, "variability_ratio"),
-    )
-    yield Claim(
-        text="dropped micro-batches suppress the gradient norm",
-        paper="Figure 2, right",
-        unit="ratio",
-        side="below",
-        bound=1.0,
-        measured=figure(LOST, "norm_ratio"),
-    )
-    yield Claim(
-        text="a mean of means leaves the gradient norm as it is",
-        paper="Figure 2, right",
-        unit="ratio",
-        side="within",
-        bound=1.0,
-        margin=SAME_NORM,
-        measured=figure(MEANS, "norm_ratio"),
-    )
+    for text, side, place, variant, field in reported:
+        is_ratio = field.endswith("ratio")
+        yield Claim(
+            text=text,
+            paper=f"Figure 2, {place}",
+            unit="ratio" if is_ratio else "nats",
+            side=side,
+            bound=1.0 if is_ratio else 0.0,
+            margin=(SAME_NORM if is_ratio else SAME_LOSS) if side == "within" else 0.0,
+            measured=figure(variant, field),
+        )
