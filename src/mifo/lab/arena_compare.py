@@ -129,10 +129,35 @@ def compare(
     """
     by_entry = {entry: tuple(run for run in runs if run.entry == entry) for entry in entries}
     counted = {entry: tuple(run for run in own if budget.keeps(run)) for entry, own in by_entry.items()}
+    rows = _rows(by_entry, counted, reference, failures, choices)
+    last = len(rows) + 1
+    return Comparison(
+        name=name,
+        description=description,
+        reference=reference,
+        budget=budget,
+        rows=tuple(sorted(rows, key=lambda row: row.rank or last)),
+        outside=tuple(run for run in runs if not budget.keeps(run)),
+        failures=tuple(failures),
+        tuned=tuned,
+        tuning_flops=sum(trial.flops for choice in choices for trial in choice.trials),
+        seeds=tuple(sorted({run.seed for run in runs})),
+        notes=(*notes, *check_starts(runs)),
+    )
+
+
+def _rows(
+    by_entry: Mapping[str, tuple[RunResult, ...]],
+    counted: Mapping[str, tuple[RunResult, ...]],
+    reference: str,
+    failures: Sequence[Failure],
+    choices: Sequence[Choice],
+) -> list[Row]:
+    """A row for each method; where no run is within the budget, of those beyond it."""
     shown = {entry: counted[entry] or own for entry, own in by_entry.items()}
     ranks = _ranks(counted)
     chosen = {choice.entry: choice for choice in choices}
-    rows = [
+    return [
         Row(
             entry=entry,
             rank=ranks.get(entry),
@@ -148,20 +173,6 @@ def compare(
         )
         for entry, own in by_entry.items()
     ]
-    last = len(rows) + 1
-    return Comparison(
-        name=name,
-        description=description,
-        reference=reference,
-        budget=budget,
-        rows=tuple(sorted(rows, key=lambda row: row.rank or last)),
-        outside=tuple(run for run in runs if not budget.keeps(run)),
-        failures=tuple(failures),
-        tuned=tuned,
-        tuning_flops=sum(trial.flops for choice in choices for trial in choice.trials),
-        seeds=tuple(sorted({run.seed for run in runs})),
-        notes=(*notes, *check_starts(runs)),
-    )
 
 
 def _ranks(counted: Mapping[str, Sequence[RunResult]]) -> dict[str, int]:
