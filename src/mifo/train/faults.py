@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mifo.errors import NumericsError
 from mifo.train.optim import ScheduledAdamW
-from mifo.types import Group, Problem
+from mifo.types import Group, Problem, TokenStats
 from mifo.types import Sequence as TrainingSequence
 
 NAMED_IN_RECORD = 32  # samples that an event lists; it counts all of them
@@ -68,6 +68,24 @@ class Fault:
 def sample_of(sequence: TrainingSequence, what: str) -> Sample:
     """A sequence as an event names it."""
     return Sample(problem_id=sequence.problem_id, rollout=sequence.rollout, what=what)
+
+
+def seen_rows(stats: TokenStats, quantity: str) -> dict[str, Tensor | None]:
+    """What every term of an update looks at, by the name that an event gives it, causes before effects: the rows of `blame`.
+
+    Args:
+        stats: of a micro-batch.
+        quantity: what the policy's head yields in the place of log-probs.
+    """
+    return {
+        quantity: stats.logp_T.detach(),
+        "entropy": stats.entropy_T.detach(),
+        f"old {quantity}": stats.old_logp_T,
+        "reference log-prob": stats.ref_logp_T,
+        "sampler log-prob": stats.sampler_logp_T,
+        "target": stats.target_T,
+        "vocabulary statistic": None if stats.vocabulary_T is None else stats.vocabulary_T.detach(),
+    }
 
 
 def blame(rows: Mapping[str, Tensor | None], sequence_T: Tensor, sequences: Sequence[TrainingSequence]) -> list[Sample]:

@@ -27,7 +27,7 @@ from mifo.core.reduce import Totals, published_scales, sequence_scale, update_to
 from mifo.core.surgery import GradientDrop
 from mifo.data.pack import MicroBatch, pack, plan_micro_batches
 from mifo.train.adapters import Adapters
-from mifo.train.faults import Fault, Sample, blame, check_weights, sample_of
+from mifo.train.faults import Fault, Sample, blame, check_weights, sample_of, seen_rows
 from mifo.train.gap import GAP_TOKENS, ROUNDING_TOKENS, SamplerWatch
 from mifo.train.guard import Guard
 from mifo.train.memory import DoesNotFit, fitting, smaller_budget
@@ -220,15 +220,7 @@ class Learner:
         sequences = [update.sequences[i] for i in origin]
         stats = self._forward(update, batch, origin)
         tally.tokens, tally.fed = tally.tokens + len(stats.logp_T), tally.fed + batch.tokens
-        seen: dict[str, Tensor | None] = {
-            self.policy.quantity: stats.logp_T.detach(),
-            "entropy": stats.entropy_T.detach(),
-            f"old {self.policy.quantity}": stats.old_logp_T,
-            "reference log-prob": stats.ref_logp_T,
-            "sampler log-prob": stats.sampler_logp_T,
-            "target": stats.target_T,
-            "vocabulary statistic": None if stats.vocabulary_T is None else stats.vocabulary_T.detach(),
-        }
+        seen = seen_rows(stats, self.policy.quantity)
         if not bool(torch.isfinite(stats.logp_T.detach() + stats.entropy_T.detach()).all()):
             tally.blame(blame(seen, stats.sequence_T, sequences))  # and no term can select by such entropies
             return
