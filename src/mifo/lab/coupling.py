@@ -14,6 +14,7 @@ Unstated in the paper and chosen here: β = 0.001 and 8 samples a prompt; the wo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -54,6 +55,8 @@ from mifo.train.device import pick_device
 from mifo.train.model import load_tokenizer
 from mifo.types import Sampling, TokenIds
 from mifo.types import Sequence as TokenSequence
+
+log = logging.getLogger(__name__)
 
 Order = Literal["sft-rl", "rl-sft"]
 
@@ -231,6 +234,9 @@ def _one(
         [R_MAX if strict_label(chat.decode(r.token_ids), task) == label else -R_MAX for r in group]
         for group, label in zip(drawn, gold, strict=True)
     ]
+    strict = label_scores(gold, [strict_label(text, task) for text in texts])
+    loss = sum(losses) / len(losses)
+    log.info("%s: SFT loss %.3g, strict reward %.3g, accuracy %.3f", source.given, loss, strict.reward, strict.accuracy)
     return _Measured(
         sft_loss=losses,
         samples=samples,
@@ -240,7 +246,7 @@ def _one(
             [reward for r, reward in zip(group, row, strict=True) if r.token_ids != right]
             for group, row, right in zip(drawn, rewards, golds, strict=True)
         ],
-        strict=label_scores(gold, [strict_label(text, task) for text in texts]),
+        strict=strict,
         robust=label_scores(gold, [robust_label(text, task) for text in texts]),
     )
 

@@ -99,7 +99,8 @@ def test_redundancy(three, pairs, tmp_path, capsys):
     assert "median PR" in capsys.readouterr().out
 
 
-def test_coupling(three, tmp_path, capsys):
+def test_coupling(three, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
     data = tmp_path / "labels.jsonl"
     data.write_text("\n".join(json.dumps({"text": f"{i}", "label": i % 2}) for i in range(4)))
     words = [
@@ -121,6 +122,7 @@ def test_coupling(three, tmp_path, capsys):
     assert [row["model"] for row in rows] == ["start", "rl"]
     assert len(record["bounds"]) == 2
     assert "Statements of the theorems" in capsys.readouterr().out
+    assert sum(": SFT loss " in message for message in caplog.messages) == 2  # as each was measured
     assert main([*arguments, "--labels", "n", "y", *words[3:][2:]]) == 0  # with the general question
     assert "Which label fits the text: n or y?" in files(tmp_path, "coupling")[0]["task"]["instruction"]
     assert main([*arguments, "--instruction", "{text}?"]) == 2
