@@ -122,5 +122,5 @@ def _machine(jobs: int) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     return (
         f"mifo {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python "
-        f"{platform.python_version()}, {device}, {os.cpu_count()} cores, {jobs} runs at a time."
+        f"{platform.python_version()}, {device}, {os.cpu_count()} cores, {jobs} {'run' if jobs == 1 else 'runs'} at a time."
     )

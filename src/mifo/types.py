@@ -24,7 +24,7 @@ GraderName = Literal["math", "exact", "choice", "code", "label"]
 SpanName = Literal[
     "response", "prefix", "continuation"
 ]  # all of a response | a demonstration's first tokens | the rest
-NormalizerName = Literal["token", "sequence", "constant"]  # TOK, SEQ, CONST of METHODS 0
+NormalizerName = Literal["token", "sequence", "constant"]  # over all tokens, each sequence by its own, by a constant
 ScorerName = Literal["critic", "prm"]  # a value model | an implicit process reward model
 
 
@@ -220,7 +220,7 @@ class PublishedBatches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopPrefixEntropy:
-    """Of the prefix tokens of a whole update, give weight 0 to all but the ⌈fraction·count⌉ of highest entropy (METHODS 6.4).
+    """Of the prefix tokens of a whole update, give weight 0 to all but the ⌈fraction·count⌉ of highest entropy.
 
     What follows a prefix keeps its weight, and every token still counts in the denominator. `within` ranks in each micro-batch
     of a published code by itself.
@@ -264,7 +264,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """Everything whose gradient enters one optimizer step: the set U of METHODS 0."""
+    """Everything whose gradient enters one optimizer step: the set U of core.reduce."""
 
     sequences: tuple[Sequence, ...]
     terms: tuple[Term, ...]

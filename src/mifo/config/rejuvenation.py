@@ -1,4 +1,4 @@
-"""Rejuvenation inside a run (S3, METHODS 9): as a stage of its own, and between intervals.
+"""Rejuvenation inside a run (S3): as a stage of its own, and between intervals.
 
 Rules of the schema (see `config.schema`) hold here too.
 """

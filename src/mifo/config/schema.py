@@ -2,7 +2,7 @@
 
 One `[method]` table, tagged by `name`, says which method and with which settings. Every field is checked before anything is
 loaded (`config.load`), every field changes behaviour, and the resolved values are saved with the run. Defaults are the
-paper's (S0 App. C, METHODS 4 and 7) unless a field says otherwise.
+paper's (S0 App. C) unless a field says otherwise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Advantages: rewards of the rollouts of a step in, one advantage a rollout out (METHODS 4); and what shapes a reward.
+"""Advantages: rewards of the rollouts of a step in, one advantage a rollout out; and what shapes a reward.
 
 Legend: G rollouts of one group.
 """

@@ -1,4 +1,4 @@
-"""What a critic is for: generalised advantage estimation, and the loss that fits its values (METHODS 4, PPO).
+"""What a critic is for: generalised advantage estimation, and the loss that fits its values.
 
     δ_t = r_t + γ V_{t+1} − V_t        A_t = Σ_k (γλ)^k δ_{t+k}        G_t = A_t + V_t
 

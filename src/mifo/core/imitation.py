@@ -1,4 +1,4 @@
-"""Losses of imitation: what one demonstrated token is worth (METHODS 3).
+"""Losses of imitation: what one demonstrated token is worth.
 
 Elementwise like `core.losses`: tensors in, one value a token out, nothing divided; w_t is the sequence's weight, p_t the
 probability of the demonstrated token, sg a constant to the gradient. Weights are made in fp32 from the same logits as the

@@ -3,9 +3,8 @@
     Δ = |θ_RL,end − θ_RL,start|      C̃ = α C + (1 − α) Δ      I = TopK(C̃, k·d)      C ← 1_I ⊙ C̃
 
 Everything is fp32 whatever the parameters are. The mask is never stored: after the last step C is at least `FROZEN_FROM`
-exactly on I,
-because an element that never moved is never frozen (METHODS 7, resolution 11); `fill_ties` lifts that and then keeps the
-zeros it froze apart.
+exactly on I, because an element that never moved is never frozen; `fill_ties` lifts that and then keeps the zeros it froze
+apart.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Intervals of accuracies and of what they change by (METHODS 2): over problems, of one model."""
+"""Intervals of accuracies and of what they change by: over problems, of one model."""
 
 from __future__ import annotations
 

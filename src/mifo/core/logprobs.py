@@ -7,7 +7,7 @@ again, and only of rows whose incoming gradient is not zero: tokens that a selec
 advantage, never meet it. What is recomputed is one matrix product in four; what is saved is V numbers a token.
 
 Legend: T rows (tokens), D hidden size, V vocabulary, C rows of one chunk. Entropies are at temperature 1 over the whole
-vocabulary (METHODS 0). Logits are made in the dtype of `hidden_TD`, everything after them in fp32 (fp64 for fp64).
+vocabulary. Logits are made in the dtype of `hidden_TD`, everything after them in fp32 (fp64 for fp64).
 """
 
 from __future__ import annotations

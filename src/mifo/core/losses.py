@@ -1,7 +1,7 @@
 """Per-token values of the streams of an update: tensors in, one value a token out, nothing divided.
 
 Each loss is a small frozen dataclass (its settings) that is called with `TokenStats`. Signs are those of a loss: lower
-is better. Sources: METHODS 0 and 4; PPO's clipped objective, DAPO's separate clip ranges, GSPO's ratio of a response, CISPO's
+is better. Sources: PPO's clipped objective, DAPO's separate clip ranges, GSPO's ratio of a response, CISPO's
 clipped weight, dual clip (verl), truncated importance weights (Ionides 2008; Yao et al. 2025). Imitation: `core.imitation`.
 
 Legend: T response tokens of one micro-batch.

@@ -1,4 +1,4 @@
-"""Per-token values and schedules of the methods that learn from rollouts and demonstrations at once (METHODS 6).
+"""Per-token values and schedules of the methods that learn from rollouts and demonstrations at once.
 
 As in `core.losses`: tensors in, one value a token out, nothing divided; weight_T is an advantage or 1.
 

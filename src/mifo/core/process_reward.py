@@ -1,4 +1,4 @@
-"""PRIME: process rewards from a model that was only ever told whether responses are right (METHODS 4).
+"""PRIME: process rewards from a model that was only ever told whether responses are right.
 
     q_t = log π_φ(y_t) − log π_ref(y_t)        the reward of token t
     L   = BCE(σ(β Σ_t q_t), correct)           how φ is trained, mean over responses

@@ -1,6 +1,6 @@
 """The only place in the project that divides a loss.
 
-A stream's loss is  Σ_{i∈U} s_i Σ_t w_{i,t} f_{i,t},  where the scale s_i of a sequence is (METHODS 0)
+A stream's loss is  Σ_{i∈U} s_i Σ_t w_{i,t} f_{i,t},  where the scale s_i of a sequence is
 
     token      TOK      1 / Σ_{j∈U} |y_j|
     sequence   SEQ      1 / (|U| · |y_i|)      |U| counts sequences with at least one token
@@ -8,7 +8,7 @@ A stream's loss is  Σ_{i∈U} s_i Σ_t w_{i,t} f_{i,t},  where the scale s_i of
 
 U is the whole update: every micro-batch of every rank. The scales are made once, from counts that were summed over all
 ranks, before the first micro-batch is seen; micro-batches then only add. So there is no mean to take of means, and a
-micro-batch that goes missing changes the result instead of hiding in an average (METHODS 1).
+micro-batch that goes missing changes the result instead of hiding in an average.
 
 `published_scales` gives the sums of some published codes, which depend on their GPUs and micro-batches, for recipes that name
 the code ([legacy]). They too are made once for the whole update, from micro-batches that are simulated.
@@ -79,7 +79,7 @@ def sequence_scale(
 def published_scales(
     counted: Sequence[int], lengths: Sequence[int], rule: PublishedSum, constant_tokens: int | None
 ) -> list[float]:
-    """The factors of all sequences of an update as a published code has them (METHODS 1.2, 6.7); 0 where the stream sees none.
+    """The factors of all sequences of an update as a published code has them; 0 where the stream sees none.
 
     constant    1 / (gpus · L)      Σ/L of every micro-batch, the gradient averaged over GPUs
     sum         1 / (gpus · n_j)    the token mean of every micro-batch j, added up over micro-batches

@@ -85,7 +85,7 @@ def top_entropy_weights(logits_BTV: Tensor, response_BT: Tensor, fraction: float
 
     Returns:
         [B, T] in the dtype of the logits. Multiply token losses with it and divide by the number of response tokens of
-        the whole update, not by the number kept (METHODS 7, resolution 13).
+        the whole update, not by the number kept.
 
     Raises:
         NumericsError: an entropy of a response position is not finite.

@@ -1,4 +1,4 @@
-"""Exact top-k over many tensors and ranks, by radix selection (METHODS 7, resolution 10).
+"""Exact top-k over many tensors and ranks, by radix selection.
 
 Non-negative floats order like their bits, so a histogram of the upper 16 of 31 bits finds the bin of the threshold and one of
 the lower 15 bits the threshold itself. On the CPU, where histograms are slow, a sample first says between which bins the

@@ -86,7 +86,7 @@ def load_problems(
     r"""Read a file, a folder or a hub data set.
 
     `verify` judges the demonstrations. `split` chooses within folders and hub data sets.
-    `strip_think` drops a leading `<think>\n` of a demonstration, for templates that end the prompt in it (METHODS 2).
+    `strip_think` drops a leading `<think>\n` of a demonstration, for templates that end the prompt in it.
     `box_answer` ends a demonstration that has no box with the reference answer in one; only for solutions that are
     known to be right, since the verifier then sees the reference itself.
     `task` has rows read as labelled texts.

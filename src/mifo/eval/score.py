@@ -1,4 +1,4 @@
-"""Accuracy on held-out problems, with an interval (METHODS 2).
+"""Accuracy on held-out problems, with an interval.
 
 A problem's score is the mean over its samples (avg@k); the accuracy is the mean over problems. With one sample the interval is
 Wilson's; with several it is the normal one of a mean of problem scores.

@@ -5,7 +5,7 @@ tokens of micro-batch j of rank k, and N = Σ n_kj.
 
     correct                 Σ_kj S_kj / N
     dropped "first_last"    the loss is computed, but only the gradients of j = 0 and j = G − 1 reach the optimizer: what the code
-                            of DeepSpeed's offloaded optimizer does (METHODS 1.1); with G = 2 nothing is lost
+                            of DeepSpeed's offloaded optimizer does; with G = 2 nothing is lost
     dropped "first"         only j = 0: what the paper's §2.1 says it does
     means "micro_batch"     1/(W·G) Σ_kj S_kj / n_kj
     means "rank"            1/W Σ_k (Σ_j S_kj) / (Σ_j n_kj)

@@ -201,7 +201,7 @@ def _check(settings: BugSettings) -> None:
     if settings.micro_batches < 3:
         raise ConfigError(
             f"--micro-batches {settings.micro_batches}: with fewer than 3 the first and the last are all of them, and nothing is "
-            "dropped (METHODS 1.1). Give at least 3."
+            "dropped. Give at least 3."
         )
     pieces = settings.ranks * settings.micro_batches
     if settings.batch_size % pieces:

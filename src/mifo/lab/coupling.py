@@ -1,4 +1,4 @@
-"""Does the second phase undo the first? SFT→RL and RL→SFT on a classification task (S4, METHODS 10).
+"""Does the second phase undo the first? SFT→RL and RL→SFT on a classification task (S4).
 
 The first of the given checkpoints is the end of the first phase, p_1; the others lie along the second, p_2. For each:
 

@@ -1,4 +1,4 @@
-"""What the theorems of S4 say of measured quantities, and whether their assumptions hold (METHODS 10).
+"""What the theorems of S4 say of measured quantities, and whether their assumptions hold.
 
 A task with one right label, whose reward is R_max for it and −R_max for anything else. The data's distribution is then that
 label, so with p(x) = p_1(y*|x), which is measured exactly, and the samples of p_1 that are not y*:

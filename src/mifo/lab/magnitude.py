@@ -1,4 +1,4 @@
-"""How far training moved each layer and module: ‖θ_T − θ_0‖₂ and its company (S0 §2.2, Figure 1; METHODS 8).
+"""How far training moved each layer and module: ‖θ_T − θ_0‖₂ and its company (S0 §2.2, Figure 1).
 
 Two checkpoints are compared block by block: memory does not grow with the model. Differences are made in fp32 and
 summed in fp64. The paper gives the norm alone; the relative norm, the share of elements that did not move at all and

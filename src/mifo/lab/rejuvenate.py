@@ -1,4 +1,4 @@
-"""Rejuvenation of an over-trained SFT model before RL (S3 §3.3-3.4, Algorithm 1; METHODS 9).
+"""Rejuvenation of an over-trained SFT model before RL (S3 §3.3-3.4, Algorithm 1).
 
     1  θ_fuse = α θ_over + (1−α) θ_base
     2  targets: of each calibration pair, the N response tokens with the largest |H_over − H_base|
@@ -57,7 +57,7 @@ from mifo.train.estimate import empty_model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejuvenationSettings:
-    """Switches of METHODS 9.
+    """The paper's numbers, and switches for what it leaves open.
 
     `alpha` is the share of the over-trained model in the fusion; `rho` the share of neurons that each target keeps;
     `targets` is N; `pairs` says what to calibrate on (64 pairs by default).

@@ -1,5 +1,4 @@
-"""Post-hoc sparsification: how much of a change can be dropped at random before the score falls (S0 §2.2, Figure 3;
-METHODS 8).
+"""Post-hoc sparsification: how much of a change can be dropped at random before the score falls (S0 §2.2, Figure 3).
 
     θ_post = θ_0 + m ⊙ (θ_T − θ_0),    m ~ Bernoulli(1 − p),  one mask, no 1/(1 − p)
 

@@ -1,4 +1,4 @@
-"""CHORD (METHODS 6.7): L = (1 − μ_t)·GRPO + μ_t·SFT, on rollouts of some questions and demonstrations of others.
+"""CHORD (docs/methods.md): L = (1 − μ_t)·GRPO + μ_t·SFT, on rollouts of some questions and demonstrations of others.
 
     mu          μ_t falls from its peak to its valley, every token of a demonstration counts alike
     phi         μ fixed, tokens weighted by φ = p(1 − p): sft.loss = "chord_phi"

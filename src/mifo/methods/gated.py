@@ -1,4 +1,4 @@
-"""HPT and SuperRL (METHODS 6.5, 6.6): each question is learned by RL or from its demonstration, by what its rollouts say.
+"""HPT and SuperRL (docs/methods.md): each question is learned by RL or from its demonstration, by what its rollouts say.
 
     L = 1/|batch| Σ_x  c(x)·PG(x) + (1 − c(x))·β·NLL(x)
 

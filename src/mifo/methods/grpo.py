@@ -1,4 +1,4 @@
-"""GRPO with the switches of METHODS 4; MIFO's defaults are the Dr.GRPO-like ones (no std, no length norm, no KL).
+"""GRPO and its switches; MIFO's defaults are the Dr.GRPO-like ones (no std, no length norm, no KL).
 
 Dr.GRPO, DAPO, GSPO, CISPO, RLOO and REINFORCE++ are settings of `PolicyGradientConfig` (docs/methods.md), so every method that
 has an RL phase takes any of them.

@@ -1,4 +1,4 @@
-"""SuperRL's third form (METHODS 6.6): both losses of every question, weighted by what is learned of their noise.
+"""SuperRL's third form (docs/methods.md): both losses of every question, weighted by what is learned of their noise.
 
     L = e^{−2σ₁}·PG + e^{−2σ₂}·NLL + σ₁ + σ₂        σ₁ = σ₂ = 0 at first
 

@@ -1,4 +1,4 @@
-"""LUFFY (METHODS 6.1): each group holds a demonstration beside the rollouts, and they share one baseline.
+"""LUFFY (docs/methods.md): each group holds a demonstration beside the rollouts, and they share one baseline.
 
     group       N − 1 rollouts and the demonstration; A = R − mean over all N
     rollouts    −ψ(r, A)         (unclipped in the authors' code)

@@ -5,7 +5,7 @@
     SFT phase   cross-entropy on the top-ρ tokens of each demonstration by entropy; the elements RL moved most (top k of the
                 importance map with history α) do not move; ends when B is empty
 
-Resolutions of the paper's open points are those of METHODS 7. The ablations are settings: Int is ρ = 1, k = 0; ES is k = 0;
+How the paper's open points are resolved: docs/methods.md. The ablations are settings: Int is ρ = 1, k = 0; ES is k = 0;
 PF is ρ = 1; MIFO† is α = 0. k and ρ may follow the forgetting meter (`methods.control`). The RL may be
 PPO or PRIME (`methods.rl`).
 """

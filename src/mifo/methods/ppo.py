@@ -1,4 +1,4 @@
-"""PPO with a critic and generalised advantage estimation (METHODS 4); Open-Reasoner-Zero is γ = λ = 1 with a setting of its own.
+"""PPO with a critic and generalised advantage estimation; Open-Reasoner-Zero is γ = λ = 1 with a setting of its own.
 
     rollouts     the engine's critic gives a value before each token
     critic       ½ max((V − G)², (clip_{±ε} V − G)²) towards the returns G = A + V, in several updates

@@ -1,4 +1,4 @@
-"""Prefix-RFT (METHODS 6.4): one of the N rollouts of a question continues the beginning of its demonstration.
+"""Prefix-RFT (docs/methods.md): one of the N rollouts of a question continues the beginning of its demonstration.
 
     prefix      the first ⌊l·|y*|⌋ tokens, l ~ U(low_t, 0.95), low_t from 0.95 to 0.05 by a cosine over 500 steps
     loss        −ψ(r, A) on prefix and continuation alike; r = π/π_old on both

@@ -1,4 +1,4 @@
-"""PRIME (METHODS 4): process rewards from an implicit reward model that is trained online, by outcomes alone.
+"""PRIME: process rewards from an implicit reward model that is trained online, by outcomes alone.
 
     rollouts     the engine's reward model φ gives q_t = log π_φ − log π_ref of each token; π_ref is the model as it was loaded
     φ            BCE(σ(β Σ q), correct), one pass over the step; after q was taken, or before

@@ -1,4 +1,4 @@
-"""Updates summed and ranked as a published code does: the [legacy] table of a recipe that names the code (METHODS 1.2, 6.2, 6.7).
+"""Updates summed and ranked as a published code does: the [legacy] table of a recipe that names the code.
 
     per_gpu         LUFFY, RL with SFT loss, ReLIFT, HPT: policy terms Σ/(GPUs·L), every other term a sum of micro-batch means
     by_sequences    CHORD: means of micro-batches, weighted by their sequences of the stream

@@ -1,4 +1,4 @@
-"""ReLIFT (METHODS 6.2): RL, and one SFT step on questions that it fails whenever enough of them have come together.
+"""ReLIFT (docs/methods.md): RL, and one SFT step on questions that it fails whenever enough of them have come together.
 
     RL step     GRPO; every question with acc(q) ≤ p (none right) and a verified demonstration joins the buffer B
     after it    if |B| ≥ S: one SFT update on S demonstrations; the others wait

@@ -1,4 +1,4 @@
-"""RL with SFT loss (METHODS 6.1, LUFFY's baseline): policy gradient of N − 1 rollouts plus λ·NLL of the demonstration.
+"""RL with SFT loss (docs/methods.md): policy gradient of N − 1 rollouts plus λ·NLL of the demonstration.
 
 The advantage is that of the rollouts alone, and each stream has its own denominator.
 """

@@ -1,4 +1,4 @@
-"""SASR (METHODS 6.9): an SFT warm-up, then SFT or RL step by step, by how large SFT's gradient still is.
+"""SASR (docs/methods.md): an SFT warm-up, then SFT or RL step by step, by how large SFT's gradient still is.
 
     warm-up     SFT;  G_warm is the gradient norm of its last update, before clipping
     after it    SFT with probability p_t = G_last/(G_last + γ·G_warm), else GRPO

@@ -85,7 +85,7 @@ def imitation_update(
 ) -> Update:
     """One SFT update: ce (the loss chosen) on the top-ρ tokens by entropy, ent where its coefficient is not zero.
 
-    With the denominator "all" the loss is the token form of the paper's 1/|s| (METHODS 7, resolution 13): keeping fewer
+    With the denominator "all" the loss is the token form of the paper's 1/|s|: keeping fewer
     tokens makes a smaller update, not one of the same size on fewer tokens.
     """
     term = imitation_term(sft, token_fraction=token_fraction)

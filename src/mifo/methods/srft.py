@@ -1,4 +1,4 @@
-"""SRFT (METHODS 6.3): demonstrations and rollouts in one stage, weighted by the policy's entropy.
+"""SRFT (docs/methods.md): demonstrations and rollouts in one stage, weighted by the policy's entropy.
 
     L =  E_demo[−c_s e^{−H} ℓ]  +  demo RL  +  E_{y+}[−c_r e^{+H} ℓ]  +  E_{y−}[+ℓ]
 

@@ -1,4 +1,4 @@
-"""SFT and RL one after the other (METHODS 5): SFT→RL, RL→SFT, and the two in turn.
+"""SFT and RL one after the other: SFT→RL, RL→SFT, and the two in turn.
 
     sft_rl        k SFT steps, then RL for the rest of train.steps
     rl_sft        k RL steps, then SFT for the rest

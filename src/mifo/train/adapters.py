@@ -1,4 +1,4 @@
-"""SFT by low-rank adapters (LoRA) in a phase that ends by merging them into the weights (S0 App. D.4, METHODS 7).
+"""SFT by low-rank adapters (LoRA) in a phase that ends by merging them into the weights (S0 App. D.4).
 
     y = W x + (α/r) B (A x)        A [r, in] uniform in ±1/√in, B [out, r] zero: the first forward pass is the base's
     W ← W + (α/r) B A              at the end of the phase

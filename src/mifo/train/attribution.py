@@ -1,4 +1,4 @@
-"""How much each neuron adds to the logit of a target token (S3 §3.4.1, METHODS 9).
+"""How much each neuron adds to the logit of a target token (S3 §3.4.1).
 
 With the final RMSNorm frozen at its scale s(t), a logit is a sum of what was written into the residual stream:
 

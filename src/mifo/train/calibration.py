@@ -1,4 +1,4 @@
-"""What rejuvenation measures on calibration pairs: token entropies, target tokens, and the neurons behind them (S3, METHODS 9).
+"""What rejuvenation measures on calibration pairs: token entropies, target tokens, and the neurons behind them (S3).
 
     targets   of each pair, the N response tokens with the largest |H_over − H_base|
     picks     each target keeps its top ρ of all neurons by what they add to its logit             train.attribution
@@ -37,7 +37,7 @@ Masks = Mapping[str, tuple[Tensor, int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionRules:
-    """How neurons are selected: the switches `rho`, `targets`, `signed` and `per_module_quota` of METHODS 9."""
+    """How neurons are selected (S3 §3.4): the paper's ρ, N targets a pair, and the switches `signed` and `per_module_quota`."""
 
     rho: float
     targets: int

@@ -1,4 +1,4 @@
-"""Rejuvenation in the middle of a run (S3, METHODS 9): as a stage of its own, and between intervals.
+"""Rejuvenation in the middle of a run (S3): as a stage of its own, and between intervals.
 
     read the base          from its folder; it is in memory until the weights are made, and not before or after
     calibrate              on the first demonstrations of the training data, in fp32: targets, scores, S      train.calibration

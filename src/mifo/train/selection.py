@@ -1,4 +1,4 @@
-"""Selections that look at a whole update before any of it is learned: the prefix tokens of highest entropy (METHODS 6.4).
+"""Selections that look at a whole update before any of it is learned: the prefix tokens of highest entropy.
 
 A pass without gradients gives the entropies; what is not selected gets weight 0 and still counts in every denominator. The choice
 does not depend on micro-batches or on how sequences are spread over ranks, but for ties, which go to the lower rank, the earlier

@@ -103,27 +103,16 @@ def test_coupling(three, tmp_path, capsys, caplog):
     caplog.set_level("INFO", logger="mifo")  # `mifo paper` in the same process leaves it higher
     data = tmp_path / "labels.jsonl"
     data.write_text("\n".join(json.dumps({"text": f"{i}", "label": i % 2}) for i in range(4)))
-    words = [
-        "--labels",
-        "n",
-        "y",
-        "--instruction",
-        "{text}?",
-        "--max-tokens",
-        "2",
-        "--samples",
-        "2",
-        "--out",
-        str(tmp_path),
-    ]
+    asked = ["--labels", "n", "y", "--instruction", "{text}?"]
+    sizes = ["--max-tokens", "2", "--samples", "2", "--out", str(tmp_path)]
     arguments = ["probe", "coupling", *three[:2], "--order", "rl-sft", "--data", str(data)]
-    assert main([*arguments, *words]) == 0
+    assert main([*arguments, *asked, *sizes]) == 0
     record, rows = files(tmp_path, "coupling")
     assert [row["model"] for row in rows] == ["start", "rl"]
     assert len(record["bounds"]) == 2
     assert "Statements of the theorems" in capsys.readouterr().out
     assert sum(": SFT loss " in message for message in caplog.messages) == 2  # as each was measured
-    assert main([*arguments, "--labels", "n", "y", *words[3:][2:]]) == 0  # with the general question
+    assert main([*arguments, *asked[:3], *sizes]) == 0  # with the general question
     assert "Which label fits the text: n or y?" in files(tmp_path, "coupling")[0]["task"]["instruction"]
     assert main([*arguments, "--instruction", "{text}?"]) == 2
     assert "--instruction asks for labels" in capsys.readouterr().err

@@ -265,7 +265,7 @@ def sft_of(name):
 
 
 def test_published_settings_of_the_imitation_losses():
-    """METHODS 3: rate, batch and schedule of each code."""
+    """Rate, batch and schedule of each code."""
     assert sft_of("dft-qwen2.5-math-1.5b") == ((256, "dft", 1), (5e-5, "cosine", 39, 390))
     assert sft_of("gem-qwen2.5-math-7b") == ((128, "gem", 1), (2e-5, "cosine", 70, 2343))
     assert sft_of("psft-qwen2.5-7b-instruct") == ((64, "psft", 8), (1e-6, "constant", 80, None))
@@ -307,7 +307,7 @@ def test_published_settings_of_the_imitation_losses():
     ],
 )  # fmt: skip
 def test_published_settings_of_the_rl_variants(name, sampled, rate, settings):
-    """METHODS 4."""
+    """RL's settings of each code."""
     _, config = load_config(name)
     assert isinstance(config.method, GrpoMethod)
     rl = config.method.rl

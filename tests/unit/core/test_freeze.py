@@ -78,7 +78,7 @@ def test_unmasked_elements_move_as_without_a_freeze(optimizer_class, settings):
 
 
 def test_zeroed_gradients_do_not_freeze():
-    """Momentum and weight decay move what has no gradient (METHODS 7, resolution 7)."""
+    """Momentum and weight decay move what has no gradient."""
     parameters, masks, optimizer, draw = setup(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
     before = [p.detach().clone() for p in parameters]
     freeze = ElementFreeze(masks, mode="grad_zero")

@@ -100,7 +100,7 @@ def test_k3_is_an_unbiased_estimate_of_kl():
 
 
 def test_dft_weight_identity():
-    """The gradient of −sg(p)·log p equals that of −p (METHODS 1.3, test 9)."""
+    """The gradient of −sg(p)·log p equals that of −p."""
     logits = torch.randn(5, 11, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, 11, (5,))
     logp = torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]
@@ -115,7 +115,7 @@ def test_dft_weight_identity():
 
 
 def test_luffy_shaping_identity():
-    """−A·f(p), f = p/(p+γ), has the gradient −A·γp/(p+γ)²·∇log p (METHODS 1.3, test 9)."""
+    """−A·f(p), f = p/(p+γ), has the gradient −A·γp/(p+γ)²·∇log p."""
     logp = torch.tensor([-0.1, -1.0, -3.0], dtype=torch.float64, requires_grad=True)
     advantage, gamma = 0.75, 0.1
     p = logp.exp()
@@ -127,7 +127,7 @@ def test_luffy_shaping_identity():
 
 
 def test_psft_first_mini_batch_is_sft():
-    """ψ with A ≡ 1 and π_old = π_θ has SFT's gradient (METHODS 1.3, test 9); after a move beyond ε it has none."""
+    """ψ with A ≡ 1 and π_old = π_θ has SFT's gradient; after a move beyond ε it has none."""
     s = stats([-0.5, -2.0], [1.0, 1.0])
     PolicyGradient(0.2, 0.28)(s).sum().backward()
     assert s.logp_T.grad.tolist() == [-1.0, -1.0]

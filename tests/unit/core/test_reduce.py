@@ -7,7 +7,7 @@ from mifo.core.reduce import Totals, sequence_scale, update_totals, weighted_sum
 
 
 def test_closed_form_of_two_unequal_micro_batches():
-    # 10 tokens of loss 3.0 and 1000 tokens of loss 0.5 (METHODS 1.3, test 5)
+    # 10 tokens of loss 3.0 and 1000 tokens of loss 0.5
     [totals] = update_totals([[10, 1000]])
     micro_batches = [torch.full((10,), 3.0, dtype=torch.float64), torch.full((1000,), 0.5, dtype=torch.float64)]
     scales = [sequence_scale(10, totals, "token"), sequence_scale(1000, totals, "token")]

@@ -38,7 +38,7 @@ def update_of(policy, loss, **settings):
 
 
 def token_loss(loss, logits, target, reference):
-    """The formula of METHODS 3 on the logits of one response, [n, V]."""
+    """The paper's formula on the logits of one response, [n, V]."""
     every = torch.log_softmax(logits, -1)
     logp = every[range(len(target)), target]
     p = logp.exp().detach()

@@ -1,4 +1,4 @@
-"""The gradient of an update does not depend on how it is cut up (METHODS 1.3, tests 1 to 8).
+"""The gradient of an update does not depend on how it is cut up.
 
 Each property is also checked on references that are wrong on purpose (dropped micro-batches, means of means), which must fail
 it: otherwise the test could not have caught the bugs that distorted published comparisons.

@@ -1,4 +1,4 @@
-"""Two gloo processes give the gradient and the selection of one (METHODS 1.3, test 7)."""
+"""Two gloo processes give the gradient and the selection of one."""
 
 import os
 import subprocess
