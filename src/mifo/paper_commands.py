@@ -19,9 +19,10 @@ from mifo.cli import quiet_libraries
 from mifo.errors import ConfigError
 from mifo.lab.paper.finding import Finding, Judged
 from mifo.lab.paper.plan import Plan
+from mifo.lab.paper.run_table import run_rows
 from mifo.lab.paper.suite import Options, chosen, recorded, run_suite, suite_record
 from mifo.lab.paper.tier import TIERS, Tier
-from mifo.report.output import NO_FIGURE, new_figure
+from mifo.report.output import NO_FIGURE, new_figure, table_text
 from mifo.report.paper_page import claims_csv, page, print_findings
 from mifo.report.paper_plot import draw_claims
 from mifo.signals import EXIT_STOPPED, stopping_on_signals
@@ -106,6 +107,9 @@ def _write(tier: Tier, judged: Sequence[Judged], options: Options) -> list[Path]
         "paper.csv": claims_csv(judged),
         "paper.json": json.dumps(suite_record(tier, judged), indent=1),
     }
+    runs = run_rows(Plan(tier=tier, folder=options.folder), [one.finding for one in judged])
+    if runs:
+        contents["runs.csv"] = table_text(runs)
     for name, text in contents.items():
         replace_file(Storage(), options.folder / name, text.encode("utf-8"))
     written = [options.folder / name for name in contents]

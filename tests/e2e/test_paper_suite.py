@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from mifo.lab.paper.plan import Plan
+from mifo.lab.paper.run_table import run_rows
 from mifo.lab.paper.suite import Options, chosen, run_suite
 from mifo.lab.paper.tier import SMOKE
 from mifo.report.paper_page import page
@@ -45,6 +47,21 @@ def test_findings_are_run_measured_and_judged_once(folder):
     assert 0.0 < selection.claims[0].measured.value < 1.5
     assert all(claim.measured.value > 0 for claim in coupling.claims)
     assert "| SFT moves the weights further than RL |" in page(LEAST, found)
+    rows = run_rows(Plan(tier=LEAST, folder=folder), chosen(names))
+    assert [(row["run"], row["after"], row["seed"]) for row in rows[:3]] == [
+        ("start", "", 0),
+        ("rl", "start", 0),
+        ("sft", "start", 0),
+    ]
+    for row in rows:
+        summary = json.loads((folder / "runs" / f"{row['run']}-seed0" / "summary.json").read_text())
+        assert (row["accuracy_after"], row["rl_steps"], row["flops"]) == (
+            summary["accuracy_after"],
+            summary["rl_steps"],
+            summary["flops"],
+        )
+    assert {row["run"] for row in rows} == {path.name.rpartition("-")[0] for path in (folder / "runs").iterdir()}
+    assert run_rows(Plan(tier=LEAST, folder=folder / "elsewhere"), chosen(names)) == []
     again, said_again = run(folder, names)
     assert again == found
     assert len(said) > len(said_again) == 2 * len(names)  # nothing but each finding and its verdict

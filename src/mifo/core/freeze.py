@@ -1,9 +1,9 @@
 """The element mask around an optimizer's steps.
 
 Setting a gradient to zero does not freeze a parameter: AdamW still moves it by its momentum and by weight decay. The hard freeze
-therefore puts the bits of masked elements back: those of the parameter after every step, those of the optimizer's per-element state
-(Adam's moments) when the phase ends, since nothing reads them in between. `grad_zero` is the literal reading of S0 §3.2, kept for
-comparison.
+therefore puts the bits of masked elements back: those of the parameter after every step, those of the optimizer's per-element
+state (Adam's moments) when the phase ends, since nothing reads them in between. `grad_zero` is the literal reading of S0 §3.2,
+kept for comparison.
 
 A mask is given as marks: an fp32 tensor that is at least `FROZEN_FROM` where an element is frozen, and smaller but not negative
 elsewhere. An importance map is one as it stands. Clearing what is frozen and taking it out are then one elementwise kernel

@@ -1,4 +1,4 @@
-"""BREAD (docs/methods.md): a question whose rollouts fail is rolled out again from inside its demonstration, as far in as it takes.
+"""BREAD (docs/methods.md): a question whose rollouts fail is rolled out again from inside its demonstration, as far as needed.
 
     1. N rollouts of each question.
     2. A group with success in the band, or above it, stays. One below it is sampled again, with all N rollouts behind the first k

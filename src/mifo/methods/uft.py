@@ -1,4 +1,4 @@
-"""UFT (docs/methods.md): every rollout of a question continues the same hint, the first l of at most 5 chunks of the demonstration.
+"""UFT (docs/methods.md): all rollouts of a question continue the same hint, the first l of at most 5 chunks of the demonstration.
 
     L = GRPO(continuation) + 0.001·NLL(hint)        and in [method.rl]: 0.001·k3, 0.001 entropy, on continuations
     l ~ Binomial(5, p_t),  p_t = 0.05 + 0.45 (1 + cos(π t/T)),  l = 0 after step T = 300;  t counts from 1

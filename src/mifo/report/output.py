@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +66,9 @@ def write_outputs(
             path.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
             lines.append(str(path))
         if rows:
-            lines.append(str(_write_table(folder / f"{name}.csv", rows)))
+            path = folder / f"{name}.csv"
+            path.write_text(table_text(rows), encoding="utf-8", newline="\n")
+            lines.append(str(path))
         figure = new_figure()
         if figure is None:
             return [*lines, NO_FIGURE]
@@ -87,9 +90,11 @@ def new_figure() -> Figure | None:
     return Figure(figsize=(9.0, 4.5), layout="constrained")
 
 
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows that all have the same keys as CSV with a header; nothing for no rows."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    if rows:
         writer.writeheader()
-        writer.writerows(rows)
-    return path
+    writer.writerows(rows)
+    return text.getvalue()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +13,7 @@ from mifo.lab.claims import Claim, Verdict, expected, figure
 from mifo.lab.paper.finding import Judged
 from mifo.lab.paper.tier import Tier
 from mifo.printable import printable
+from mifo.report.output import table_text
 from mifo.train.console import clock
 
 VERDICTS: tuple[Verdict, ...] = ("reproduces", "does not", "cannot be told")
@@ -34,7 +33,12 @@ def page(tier: Tier, judged: Sequence[Judged]) -> str:
         tier: that was run.
         judged: the findings.
     """
-    lines = ["# Findings of the papers, put to the test", "", f"Tier {tier.name}: {tier.description}.", ""]
+    lines = [
+        "# Findings of the papers, put to the test",
+        "",
+        f"Tier {tier.name}: {tier.description}. {_sizes(tier)}",
+        "",
+    ]
     lines += [
         f"{len(judged)} findings: {_counted(judged)}.",
         "",
@@ -51,6 +55,14 @@ def page(tier: Tier, judged: Sequence[Judged]) -> str:
     for j in judged:
         lines += ["", *_section(j)]
     return "\n".join(lines) + "\n"
+
+
+def _sizes(tier: Tier) -> str:
+    return (
+        f"Recipe `{tier.recipe}`; a start of {tier.start_updates} SFT updates of {tier.batch} demonstrations; RL phases of "
+        f"{tier.rl_steps} steps of {tier.prompts} questions; MIFO's buffer {tier.buffer}; methods are compared at "
+        f"{tier.flops:.2g} FLOPs each, from the model as it ships at {tier.shipped_flops:.2g}; {tier.problems} held-out problems."
+    )
 
 
 def _section(judged: Judged) -> Iterator[str]:
@@ -90,13 +102,7 @@ def _said(verdict: Verdict) -> str:
 
 def claims_csv(judged: Sequence[Judged]) -> str:
     """One row a claim."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(_row(judged[0], judged[0].claims[0])) if judged else [], lineterminator="\n")
-    writer.writeheader()
-    for j in judged:
-        for claim in j.claims:
-            writer.writerow(_row(j, claim))
-    return text.getvalue()
+    return table_text([_row(j, claim) for j in judged for claim in j.claims])
 
 
 def _row(judged: Judged, claim: Claim) -> dict[str, Any]:

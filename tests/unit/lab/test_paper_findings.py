@@ -264,6 +264,8 @@ def test_what_was_judged_is_not_run_again_unless_its_runs_are_others(runner, tmp
     assert len(runner.calls) == 2
     assert run(tmp_path, ["ablation", "length"]) == first
     assert len(runner.calls) == 2
+    run(tmp_path, ["ablation"], tier=replace(SMOKE, description="the same in other words"))
+    assert len(runner.calls) == 2
     run(tmp_path, ["ablation"], tier=replace(SMOKE, flops=2 * SMOKE.flops))
     assert len(runner.calls) == 3
 

@@ -226,7 +226,8 @@ class _Work:
         """A hash of all that the finding's runs are, so that a record of others is not taken for theirs."""
         runs = {trial.name: beyond_defaults(trial.config) for trial in trials}
         arena = ["", *map(str, sorted(self._arena_folders().values()))] if not trials else ""
-        content = json.dumps([encode_tier(self.plan.tier), runs, arena])
+        sizes = {name: value for name, value in encode_tier(self.plan.tier).items() if name != "description"}
+        content = json.dumps([sizes, runs, arena])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def stored(self, key: str) -> Judged | None:

@@ -91,7 +91,7 @@ SMOKE = Tier(
 )
 MINI = Tier(
     name="mini",
-    description="the mini model of 0.2 million weights and four families of tasks, five seeds, runs of half a minute",
+    description="the mini model of 0.2 million weights and four families of tasks, five seeds, runs of some seconds",
     recipe="mini",
     seeds=5,
     rl_steps=40,
