@@ -36,7 +36,7 @@ from mifo.train.build import (
 )
 from mifo.train.checkpoint import STATE, read_json
 from mifo.train.console import RunDisplay, Screen, clock, closing_table
-from mifo.train.corpus import read_evaluation
+from mifo.train.corpus import EMBEDDED_SPLITS, read_evaluation
 from mifo.train.device import pick_device, pick_dtype, set_up_cpu
 from mifo.train.estimate import GIB, Estimate, estimate
 from mifo.train.folder import check_folder, check_never_saved, open_checkpoints
@@ -288,7 +288,7 @@ def _eval_config(known: argparse.Namespace) -> Config:
         "system_prompt": known.system_prompt,
     }
     data = config.data
-    if data_changed and not known.data.startswith("embedded"):
+    if data_changed and known.data not in EMBEDDED_SPLITS:
         data = replace(data, evaluation_problems=None)  # all of a file; embedded problems are made to order
     data = replace(data, **{name: value for name, value in choices.items() if value is not None})
     evaluation = EvaluationConfig(
@@ -319,7 +319,7 @@ def _run_config(folder: Path) -> Config:
 
 def _needs_instruction(known: argparse.Namespace) -> bool:
     """Embedded problems do not say that the answer belongs in a box; a model that was not trained on them must be told."""
-    embedded = known.data is None or known.data.startswith("embedded")
+    embedded = known.data is None or known.data in EMBEDDED_SPLITS
     return bool(embedded and known.template in (None, "tokenizer"))
 
 

@@ -7,6 +7,7 @@ readings of the dropped micro-batches, the two means of means, and both bugs tog
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -72,8 +73,8 @@ class BugRun:
 
     @property
     def norm(self) -> float:
-        """Reported gradient norm before clipping, mean over all updates."""
-        return statistics.fmean(self.norms)
+        """Reported gradient norm before clipping, mean over all updates but those that were not finite, and so not taken."""
+        return statistics.fmean(norm for norm in self.norms if math.isfinite(norm))
 
     @property
     def variability(self) -> float:

@@ -46,7 +46,7 @@ from mifo.lab.labels import (
     robust_label,
     strict_label,
 )
-from mifo.lab.samples import load_source, make_policy
+from mifo.lab.samples import load_source, make_policy, run_endings
 from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of, model_config
 from mifo.rollout.engine import Engine
 from mifo.train.build import build_engine, make_chat
@@ -203,8 +203,12 @@ def _task(first: Source) -> LabelTask:
 def _config(source: Source, settings: CouplingSettings) -> Config:
     run = source.run.data if source.run is not None else DataConfig()
     prompt = settings.system_prompt if settings.system_prompt is not None else run.system_prompt
+    rollout, legacy = run_endings(source)
     return Config(
-        model=model_config(source), data=DataConfig(template=settings.template or run.template, system_prompt=prompt)
+        model=model_config(source),
+        data=DataConfig(template=settings.template or run.template, system_prompt=prompt),
+        rollout=rollout,
+        legacy=legacy,
     )
 
 

@@ -34,6 +34,7 @@ from mifo.lab.arena_statistics import student_quantile
 
 R_MAX = 1.0
 DRAWS = 2000
+SAME_LOSS = 0.05  # nats; losses that differ by less are equal. The paper gives no margin
 Verdict = Literal["holds", "fails", "cannot be told", "says nothing"]
 
 
@@ -251,10 +252,12 @@ def _negated(estimate: Estimate) -> Estimate:
 
 
 def _equal(difference: Estimate) -> Verdict:
-    """Whether a difference may be zero, as far as its interval tells."""
+    """Whether a difference of losses is zero within `SAME_LOSS`, as far as its interval tells: a wide one says nothing."""
     if difference.texts == 1:
         return "cannot be told"
-    return "holds" if difference.low <= 0.0 <= difference.high else "fails"
+    if difference.low > -SAME_LOSS and difference.high < SAME_LOSS:
+        return "holds"
+    return "fails" if difference.low > SAME_LOSS or difference.high < -SAME_LOSS else "cannot be told"
 
 
 def above(difference: Estimate) -> Verdict:

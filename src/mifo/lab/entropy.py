@@ -1,6 +1,7 @@
 """Token entropies of models on a file of demonstrations: what high-entropy selection would learn, and what SFT sharpened.
 
-Each model reads the same pairs, teacher-forced. For each: the distribution of H(t), and which tokens top-ρ selects
+Each model reads the same pairs, teacher-forced, the first under the configuration of the others and all in one arithmetic.
+For each: the distribution of H(t), and which tokens top-ρ selects
 within each response (S0 §3.1). For every two: the overlap of their selections, |K_a ∩ K_b| / |K_a| (both have ⌈ρ|s|⌉
 tokens a response). Against the first model: the gap H_model − H_first at each token (S3 §3.4.1 selects its targets by
 it).
@@ -20,8 +21,17 @@ from torch import Tensor
 
 from mifo.core.select import top_entropy_tokens
 from mifo.errors import ConfigError, DataError
-from mifo.lab.samples import Compute, Pairs, PairSettings, load_source, make_policy, read_pairs
-from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of
+from mifo.lab.samples import (
+    Compute,
+    Pairs,
+    PairSettings,
+    check_same_settings,
+    configuration_note,
+    load_source,
+    make_policy,
+    read_pairs,
+)
+from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of, types_note
 from mifo.train.calibration import quantiles, token_entropies
 
 BINS = 40
@@ -97,28 +107,37 @@ def entropy(
         models: folders, runs or checkpoints of one architecture; gaps are taken against the first.
         pairs: what to read; template and tokenizer are those of the last model.
         fraction: ρ of the selection, in (0, 1].
-        compute: type of weights and arithmetic.
+        compute: type of weights and arithmetic; "stored" is the widest type in which one of them is stored.
         device: as in `model.device`.
 
     Raises:
         ConfigError: ρ is out of range.
-        ModelError: one is no model, or their architectures differ.
+        ModelError: one is no model, their architectures differ, or two of those after the first compute differently.
         DataError: the file holds no pair that can be used.
     """
     if not 0.0 < fraction <= 1.0:
         raise ConfigError(f"--token-fraction = {fraction:g} must be more than 0 and at most 1.")
     settings = pairs or PairSettings()
     sources = [find_source(given, "MODEL") for given in models]
-    common_names([Tensors(source) for source in sources])
+    stored = [Tensors(source) for source in sources]
+    common_names(stored)
+    check_same_settings(sources[1:])
     read = read_pairs(sources[-1], settings)
-    values = [_measure(source, read, compute, device) for source in sources]
+    values = [_measure(source, sources, read, compute, device) for source in sources]
+    read = replace(read, note=read.note + configuration_note(sources[0], sources[-1]) + _types(stored, compute))
     report = summarise(labels_of(sources), values, read, fraction=fraction, data=settings.data)
     return replace(report, sources=tuple(models))
 
 
-def _measure(source: Source, pairs: Pairs, compute: Compute, device: str) -> Tensor:
-    model = load_source(source, compute, device)
+def _measure(source: Source, sources: Sequence[Source], pairs: Pairs, compute: Compute, device: str) -> Tensor:
+    """Under the configuration and in the arithmetic that all share: gaps are then of the weights alone."""
+    model = load_source(source, compute, device, configured_as=sources[-1], beside=sources)
     return torch.cat(token_entropies(make_policy(model), pairs.sequences))
+
+
+def _types(stored: Sequence[Tensors], compute: Compute) -> str:
+    kinds = types_note(stored).partition(":")[0]
+    return f" {kinds}; all were computed in {'the widest' if compute == 'stored' else compute}." if kinds else ""
 
 
 def summarise(

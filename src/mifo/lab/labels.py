@@ -3,8 +3,8 @@ flatter.
 
 The task of S4 is CoLA: is a sentence acceptable? "unacceptable" contains "acceptable", so a search for the text finds
 both: the robust rule takes the last of the labels that stands as a word of its own, \b(un)?acceptable\b. The strict
-rule wants the label and nothing else. About 70 % of CoLA is acceptable, so accuracy and reward are read beside
-Matthews' correlation and balanced accuracy.
+rule wants the label and nothing else, as the reward does. About 70 % of CoLA is acceptable, so accuracy and reward are read
+beside Matthews' correlation and balanced accuracy.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mifo.data.extract import after_thought
 from mifo.data.labelled import LabelTask, text_and_label, tsv_rows
 from mifo.errors import DataError
 from mifo.types import Message, Problem
@@ -97,8 +98,9 @@ def _example(row: Any, task: LabelTask) -> Example | str:
 
 
 def strict_label(response: str, task: LabelTask) -> int | None:
-    """The label that a response consists of; None where it says anything else."""
-    answer = response.strip()
+    """The label that a response consists of, but for a thought before it; None where it says anything else. As `rewards.label`,
+    the reward of RL on labels."""
+    answer = after_thought(response).strip()
     return task.labels.index(answer) if answer in task.labels else None
 
 

@@ -32,17 +32,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mifo.errors import ConfigError, ModelError, NumericsError
+from mifo.errors import ConfigError, NumericsError
 from mifo.lab.samples import (
     Pairs,
     PairSettings,
+    check_same_settings,
     configuration_note,
-    differing_settings,
     load_source,
     read_pairs,
     stored_names,
 )
-from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of
+from mifo.lab.source import Tensors, common_names, find_source, labels_of
 from mifo.train.calibration import quantiles
 
 log = logging.getLogger(__name__)
@@ -212,23 +212,13 @@ def redundancy(
         raise ConfigError(f"--reward = {reward:g} must be more than 0 and finite: Theorem 1 divides by it.")
     begin, ends = Tensors(find_source(start, "START")), [Tensors(find_source(model, "MODEL")) for model in models]
     common_names([begin, *ends])
-    _check_same_settings([end.source for end in ends])
+    check_same_settings([end.source for end in ends])
     read = read_pairs(ends[0].source, pairs or PairSettings())
     read = replace(read, note=read.note + configuration_note(begin.source, ends[0].source))
     points = _sample(read, tokens, seed)
     net = load_source(ends[0].source, "float32", device)
     labels = labels_of([end.source for end in ends])
     return [_measure(net, begin, end, label, read, points, reward) for end, label in zip(ends, labels, strict=True)]
-
-
-def _check_same_settings(models: Sequence[Source]) -> None:
-    for other in models[1:]:
-        differing = differing_settings(models[0], other)
-        if differing:
-            raise ModelError(
-                f"MODEL = '{models[0].given}' and '{other.given}' compute differently: {', '.join(differing)}. Measure them one "
-                "by one: ratios of one token need the same margin."
-            )
 
 
 def _sample(pairs: Pairs, count: int, seed: int) -> list[_Point]:

@@ -6,12 +6,12 @@
     4  each target keeps its top ρ of all neurons; S is their union over targets and pairs
     5  rows or columns of S in θ_fuse, biases with their rows, go back to θ_base
 
-The base is measured with the configuration of the over-trained model (its RoPE base, say), as a run does that began with these
-weights. One model is in memory at a time, in the type it is stored in unless told otherwise; weights are fused, reset and written
-in runs of rows of bounded size. What the paper leaves open (N, number of pairs) and its two oddities are settings: |·|
-also selects tokens whose entropy rose (`signed` takes only those whose entropy fell), and ranking all modules together
-mixes exact scores with proxies and favours k and v, whose scores are summed over the prefix (`per_module_quota`). A run
-does the same between its stages and intervals (`train.rejuvenate`).
+The base is measured with the configuration of the over-trained model (its RoPE base, say), as a run does that began with
+these weights. One model is in memory at a time, in the type it is stored in (the wider where the two differ) unless told
+otherwise; weights are fused, reset and written in runs of rows of bounded size. What the paper leaves open (N, number of
+pairs) and its two oddities are settings: |·| also selects tokens whose entropy rose (`signed` takes only those whose entropy
+fell), and ranking all modules together mixes exact scores with proxies and favours k and v, whose scores are summed over the
+prefix (`per_module_quota`). A run does the same between its stages and intervals (`train.rejuvenate`).
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _rejuvenate(
 ) -> Rejuvenation:
     base, over = tensors
     before = _entropies(base.source, over.source, pairs, settings)
-    found = _calibrate(over, pairs, before, settings)
+    found = _calibrate(tensors, pairs, before, settings)
     _write(folder, tensors, found.selection, settings.alpha)
     written = Source(given=str(folder), field="--out", folder=folder, run=None, checkpoint=False)
     by_model = {"base": before, "over": found.after, "rejuvenated": _entropies(written, written, pairs, settings)}
@@ -187,13 +187,16 @@ def _equal_note(before: Sequence[Tensor], after: Sequence[Tensor]) -> str:
 
 
 def _entropies(source: Source, configured_as: Source, pairs: Pairs, settings: RejuvenationSettings) -> list[Tensor]:
-    model = load_source(source, settings.compute, settings.device, configured_as=configured_as)
+    model = load_source(source, settings.compute, settings.device, configured_as=configured_as, beside=[configured_as])
     return token_entropies(make_policy(model), pairs.sequences)
 
 
-def _calibrate(over: Tensors, pairs: Pairs, before: Sequence[Tensor], settings: RejuvenationSettings) -> Calibration:
+def _calibrate(
+    tensors: tuple[Tensors, Tensors], pairs: Pairs, before: Sequence[Tensor], settings: RejuvenationSettings
+) -> Calibration:
     """The neurons to reset; the over-trained model is in memory only here."""
-    model = load_source(over.source, settings.compute, settings.device)
+    base, over = tensors
+    model = load_source(over.source, settings.compute, settings.device, beside=[base.source])
     rules = SelectionRules(
         rho=settings.rho,
         targets=settings.targets,

@@ -7,6 +7,7 @@ is measured at each token of it (`train.calibration`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,14 +16,14 @@ import torch
 from transformers import PreTrainedModel
 
 from mifo.config.legacy import LegacyConfig
-from mifo.config.schema import Config, DataConfig
+from mifo.config.schema import Config, DataConfig, RolloutConfig
 from mifo.data.chat import Chat
 from mifo.data.tasks import INSTRUCTION
 from mifo.errors import ConfigError, DataError, ModelError
 from mifo.lab.source import Source, Tensors, model_config
 from mifo.train.build import make_chat
 from mifo.train.calibration import demonstrated_pairs
-from mifo.train.corpus import embedded_available, read_corpus
+from mifo.train.corpus import EMBEDDED_SPLITS, embedded_available, read_corpus
 from mifo.train.device import pick_device
 from mifo.train.model import load_model, load_tokenizer, read_model_config
 from mifo.train.policy import Policy
@@ -118,7 +119,7 @@ def _check_ids(source: Source, pairs: Sequence[TokenSequence]) -> None:
 
 def _data_config(source: Source, settings: PairSettings) -> Config:
     run = source.run.data if source.run is not None else DataConfig()
-    embedded = settings.data.startswith(EMBEDDED_DATA)
+    embedded = settings.data in EMBEDDED_SPLITS
     template = settings.template or (run.template if source.run is not None else "tokenizer")
     prompt = settings.system_prompt if settings.system_prompt is not None else run.system_prompt
     if embedded and prompt is None and source.run is None and template == "tokenizer":
@@ -143,25 +144,43 @@ def _data_config(source: Source, settings: PairSettings) -> Config:
     most = embedded_available(data, "train")
     if most is not None:
         data = replace(data, train_problems=min(settings.count, most))
-    legacy = source.run.legacy if source.run is not None else LegacyConfig()
-    return Config(model=model_config(source), data=data, legacy=replace(LegacyConfig(), append_end=legacy.append_end))
+    rollout, legacy = run_endings(source)
+    return Config(model=model_config(source), data=data, rollout=rollout, legacy=legacy)
+
+
+def run_endings(source: Source) -> tuple[RolloutConfig, LegacyConfig]:
+    """What ends responses and demonstrations, as the run that made a model had it; the defaults where there is no run."""
+    if source.run is None:
+        return RolloutConfig(), LegacyConfig()
+    return (
+        RolloutConfig(stop_texts=source.run.rollout.stop_texts),
+        LegacyConfig(append_end=source.run.legacy.append_end),
+    )
 
 
 def load_source(
-    source: Source, compute: Compute, device: str = "auto", *, configured_as: Source | None = None
+    source: Source,
+    compute: Compute,
+    device: str = "auto",
+    *,
+    configured_as: Source | None = None,
+    beside: Sequence[Source] = (),
 ) -> PreTrainedModel:
     """The model of a source, without gradients of its own. Its memory is free once nobody holds it.
 
     Args:
         source: where its weights lie.
-        configured_as: the source whose configuration they are loaded into; their own where it is None.
         compute: type of weights and arithmetic; "stored" keeps that of the files.
         device: as in `model.device`.
+        configured_as: the source whose configuration they are loaded into; their own where it is None.
+        beside: what it is compared with. "stored" is then the widest type of all, for rounding in one of them would show as a
+            difference.
     """
     tensors = Tensors(source)
     if compute == "stored":
-        floats = [info.dtype for info in tensors.infos.values() if info.dtype.is_floating_point]
-        dtype = max(floats, key=lambda d: d.itemsize)
+        every = [tensors, *map(Tensors, beside)]
+        floats = {info.dtype for one in every for info in one.infos.values() if info.dtype.is_floating_point}
+        dtype = functools.reduce(torch.promote_types, floats)
     else:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[compute]
     table = model_config(configured_as or source)
@@ -223,10 +242,26 @@ def configuration_note(start: Source, model: Source) -> str:
     differing = differing_settings(start, model)
     if not differing:
         return ""
+    names = [source.given if start.field == model.field else source.field for source in (start, model)]
     return (
-        f" {start.field} is measured with the configuration of {model.field}, under which training began; its own differs: "
+        f" {names[0]} is measured with the configuration of {names[1]}, under which training began; its own differs: "
         f"{', '.join(differing)}."
     )
+
+
+def check_same_settings(models: Sequence[Source]) -> None:
+    """Models that were trained from one start compute alike, so that it can be measured under their configuration.
+
+    Raises:
+        ModelError: names the settings that differ.
+    """
+    for other in models[1:]:
+        differing = differing_settings(models[0], other)
+        if differing:
+            raise ModelError(
+                f"MODEL = '{models[0].given}' and '{other.given}' compute differently: {', '.join(differing)}. Measure them one "
+                "by one: the start is measured under the configuration of what it is compared with."
+            )
 
 
 def make_policy(model: PreTrainedModel) -> Policy:

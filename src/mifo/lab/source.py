@@ -29,6 +29,7 @@ from mifo.train.trust import INDEX, check_trust, check_weights_files
 
 WEIGHTS = "model.safetensors"
 BLOCK_ELEMENTS = 1 << 23  # 32 MiB in fp32
+NO_WEIGHT = ".rotary_emb.inv_freq"  # a constant that old exports of Llama store and that is computed since
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _OF_NAME = {name: dtype for dtype, name in DTYPES.items()}
 _LAYER = re.compile(
@@ -88,6 +89,7 @@ class Tensors:
         infos: dict[str, Info] = {}
         for file, promised in _shards(source).items():
             infos |= _contents(file, source, promised)
+        infos = {name: info for name, info in infos.items() if not name.endswith(NO_WEIGHT)}
         self.config = {} if source.checkpoint else _read_object(source, source.folder / "config.json")
         self.infos: Mapping[str, Info] = {name: infos[name] for name in sorted(infos, key=natural)}
         if self.config.get("tie_word_embeddings") and HEAD in infos and EMBEDDING in infos:

@@ -22,17 +22,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from mifo.config.schema import Config, DataConfig, EvaluationConfig, RolloutConfig
+from mifo.config.schema import Config, DataConfig, EvaluationConfig
 from mifo.core.surgery import keep_mask, prune
 from mifo.data.tasks import INSTRUCTION
 from mifo.errors import ConfigError
 from mifo.eval.score import evaluate, evaluation_sampling
 from mifo.lab.arena_statistics import Estimate
 from mifo.lab.claims import contrast
-from mifo.lab.samples import EMBEDDED_DATA, configuration_note, load_source, stored_names
+from mifo.lab.samples import EMBEDDED_DATA, configuration_note, load_source, run_endings, stored_names
 from mifo.lab.source import Source, Tensors, common_names, find_source, labels_of, model_config
 from mifo.train.build import build_engine, make_chat, make_grader, verifier
-from mifo.train.corpus import embedded_available, read_evaluation
+from mifo.train.corpus import EMBEDDED_SPLITS, embedded_available, read_evaluation
 from mifo.train.device import pick_device, pick_dtype
 from mifo.train.model import load_tokenizer
 from mifo.types import Score
@@ -248,9 +248,9 @@ def _config(source: Source, settings: SparsifySettings) -> Config:
     data = source.run.data if source.run is not None else DataConfig()
     template = settings.template or data.template
     prompt = settings.system_prompt if settings.system_prompt is not None else data.system_prompt
-    if settings.data.startswith(EMBEDDED_DATA) and prompt is None and source.run is None and template == "tokenizer":
+    own = settings.data in EMBEDDED_SPLITS
+    if own and prompt is None and source.run is None and template == "tokenizer":
         prompt = INSTRUCTION
-    own = settings.data.startswith(EMBEDDED_DATA)
     held_out = replace(
         DataConfig(),
         evaluation=settings.data,
@@ -266,10 +266,11 @@ def _config(source: Source, settings: SparsifySettings) -> Config:
     most = embedded_available(held_out, "evaluation")
     if most is not None and settings.limit is not None:
         held_out = replace(held_out, evaluation_problems=min(settings.limit, most))
+    rollout, _ = run_endings(source)
     return Config(
         model=model_config(source),
         data=held_out,
-        rollout=RolloutConfig(max_response_tokens=settings.max_tokens),
+        rollout=replace(rollout, max_response_tokens=settings.max_tokens),
         evaluation=EvaluationConfig(samples=settings.samples, temperature=settings.temperature),
     )
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mifo.errors import ModelError
-from mifo.lab.source import Tensors
+from mifo.lab.source import WEIGHTS, Tensors
 from mifo.train.checkpoint import DTYPES
 from mifo.train.trust import INDEX
 
@@ -95,7 +95,7 @@ def write_model(
         files.setdefault(info.file.name, []).append(name)
     for file, names in files.items():
         _write_shard(folder / file, {name: (dtypes[name], like.infos[name].shape) for name in names}, make)
-    if len(files) > 1:
+    if set(files) != {WEIGHTS}:  # a single shard of another name is found by the index alone
         _write_index(folder, like, dtypes, files)
     _copy_rest(folder, like, dtypes)
 

@@ -180,6 +180,7 @@ def change_stage_if_due(run: Run) -> None:
 def _change_stage(run: Run) -> None:
     if sft_is_open(run):
         leave_sft(run)
+    keep_phase(run)
     run.phase = None
     run.mark()
     name = f"after stage {run.config.stage_numbers[run.stage]}"

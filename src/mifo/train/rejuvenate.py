@@ -43,8 +43,9 @@ from mifo.train.calibration import (
 )
 from mifo.train.corpus import Corpus
 from mifo.train.estimate import empty_model
+from mifo.train.kept_phases import keep_phase
 from mifo.train.metrics import score_record
-from mifo.train.model import hash_weights, load_model, resolve_model_path
+from mifo.train.model import hash_weights, load_model, read_model_config, resolve_model_path
 from mifo.train.policy import Policy
 from mifo.types import Sequence
 
@@ -84,6 +85,7 @@ def rejuvenate_between_intervals(run: Run) -> None:
 
 
 def _rejuvenate(run: Run, settings: RejuvenationConfig, place: Mapping[str, int]) -> None:
+    keep_phase(run)
     policy = run.learner.policy
     pairs = calibration_pairs(run.parts.corpus, settings)
     with run.ledger.timed("rejuvenation"):
@@ -98,6 +100,7 @@ def _rejuvenate(run: Run, settings: RejuvenationConfig, place: Mapping[str, int]
     fed = 3 * sum(len(pair.prompt_ids) + len(pair.response_ids) for pair in pairs) + found.fed_tokens
     run.ledger.calibration_fed_tokens += fed
     run.version += 1
+    keep_phase(run, "rejuvenation")
     run.guard.good.forget()
     record = {"step": run.steps, **place, **_figures(found, masks, policy.model)}
     entropies = [entropies_of(name, rows, found.places) for name, rows in values.items()]
@@ -210,14 +213,16 @@ def base_config(config: Config, settings: RejuvenationConfig) -> ModelConfig:
 
 
 def read_base(run: Run, settings: RejuvenationConfig) -> PreTrainedModel:
-    """The base in fp32 on the policy's device.
+    """The base in fp32 on the policy's device, under the policy's configuration (its RoPE base, say) wherever it is from.
 
     Raises:
         ModelError: it cannot be read, has other tensors than the policy, or, where it is the model as it was loaded, its folder
             holds other weights by now.
     """
     config, policy = run.config, run.learner.policy
-    base = load_model(base_config(config, settings), seed=config.train.seed).requires_grad_(False).eval()
+    configured = read_model_config(config.model)
+    base = load_model(base_config(config, settings), seed=config.train.seed, configured=configured)
+    base.requires_grad_(False).eval()
     check_same_shapes(base, policy.model, base_config(config, settings).path)
     broken = next((name for name, p in base.named_parameters() if not torch.isfinite(p).all()), None)
     if broken is not None:

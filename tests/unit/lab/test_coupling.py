@@ -10,12 +10,13 @@ import torch
 from lab_models import family_model, moved, save
 from transformers import AutoModelForCausalLM
 
-from mifo.config.schema import Config, DataConfig
+from mifo.config.legacy import LegacyConfig
+from mifo.config.schema import Config, DataConfig, RolloutConfig
 from mifo.core.intervals import wilson
 from mifo.data.chartok import char_tokenizer
 from mifo.data.labelled import COLA, LabelTask, make_task
 from mifo.errors import ConfigError, DataError
-from mifo.lab.coupling import CouplingSettings, _task, coupling
+from mifo.lab.coupling import CouplingSettings, _config, _task, coupling
 from mifo.lab.coupling_bounds import (
     Estimate,
     Texts,
@@ -160,6 +161,29 @@ def test_theorem_3_1_goes_by_paired_differences():
     equation, _ = sft_rl_bounds(constant, [first, after])
     assert equation.verdict == "holds"
     assert "eq. 12" not in equation.caveat
+
+
+def test_an_equality_holds_within_a_margin_and_not_because_its_interval_is_wide():
+    """Ten texts, of which three come out with a loss of 20 where 0 was predicted."""
+    first = texts("sft", 0.36, 0.0, 0.0, of=10)
+    constant = c1([-loss for loss in first.sft_loss], [[-1.0]] * 10, [[-1.0]] * 10, 0.001)
+    after = replace(first, label="rl", sft_loss=[1e-4] * 7 + [20.0] * 3)
+    equation, _ = sft_rl_bounds(constant, [first, after])
+    assert equation.difference.low < 0.0 < equation.difference.high
+    assert equation.verdict == "cannot be told"
+    exact = replace(after, sft_loss=[a + c + 0.04 for a, c in zip(first.sft_loss, constant.by_text, strict=True)])
+    assert sft_rl_bounds(constant, [first, exact])[0].verdict == "holds"
+    off = replace(after, sft_loss=[a + c + 0.06 for a, c in zip(first.sft_loss, constant.by_text, strict=True)])
+    assert sft_rl_bounds(constant, [first, off])[0].verdict == "fails"
+
+
+def test_responses_end_where_the_run_had_them_end():
+    run = Config(rollout=RolloutConfig(stop_texts=("</answer>",)), legacy=LegacyConfig(append_end=False))
+    source = Source(given="x", field="MODEL", folder=Path("x"), run=run, checkpoint=False)
+    made = _config(source, CouplingSettings(data="x", order="sft-rl"))
+    assert (made.rollout.stop_texts, made.legacy.append_end) == (("</answer>",), False)
+    plain = _config(replace(source, run=None), CouplingSettings(data="x", order="sft-rl"))
+    assert (plain.rollout, plain.legacy) == (RolloutConfig(), LegacyConfig())
 
 
 def test_proposition_1_and_theorem_4_1():

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import weakref
 from dataclasses import replace
 
@@ -174,3 +175,33 @@ def test_pairs_are_rendered_as_the_run_rendered_them(checkpoints):
     config = _data_config(source, PairSettings(data="file.jsonl"))
     assert (config.data.box_answers, config.legacy.append_end) == (True, False)
     assert not _data_config(source, PairSettings()).data.box_answers  # embedded ones are boxed
+
+
+def test_gaps_are_of_the_weights_alone(demonstrations, tmp_path):
+    """Neither rounding of the type that one is stored in, nor another RoPE base in its configuration, is a gap."""
+    model = family_model("llama").bfloat16()
+    coarse, fine = save(model, tmp_path / "coarse"), save(model.float(), tmp_path / "fine")
+    report = entropy([coarse, fine], pairs=PairSettings(data=demonstrations, count=5))
+    assert report.models[1].gap["max"] == report.models[1].gap["min"] == 0.0
+    assert (report.models[1].fell, report.overlaps[0].share) == (0.0, 1.0)
+    assert "stored in different types (bfloat16, float32); all were computed in the widest." in report.note
+    config = json.loads((tmp_path / "fine" / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 40.0
+    (tmp_path / "fine" / "config.json").write_text(json.dumps(config))
+    report = entropy([coarse, fine], pairs=PairSettings(data=demonstrations, count=5))
+    assert report.models[1].gap["max"] == 0.0
+    assert f"{coarse} is measured with the configuration of {fine}" in report.note
+    with pytest.raises(ModelError, match=r"compute differently: rope_parameters.*one by one"):
+        entropy([coarse, fine, coarse], pairs=PairSettings(data=demonstrations, count=5))
+    assert "configuration" not in entropy([coarse, coarse], pairs=PairSettings(data=demonstrations, count=5)).note
+
+
+def test_a_file_whose_name_begins_like_embedded_data_is_a_file(checkpoints, demonstrations, tmp_path):
+    mine = tmp_path / "embedded_pairs.jsonl"
+    shutil.copy(demonstrations, mine)
+    source = find_source(checkpoints[0], "x")
+    assert _data_config(source, PairSettings(data=str(mine.name))).data.system_prompt is None
+    assert _data_config(source, PairSettings(data="embedded:test")).data.system_prompt is not None
+    run = Config(data=DataConfig(labels=("no", "yes"), box_answers=True))
+    made = _data_config(replace(source, run=run), PairSettings(data=str(mine.name)))
+    assert (made.data.labels, made.data.box_answers) == (("no", "yes"), True)

@@ -8,6 +8,8 @@ import pytest
 from mifo.data.labelled import COLA, LabelTask
 from mifo.errors import ConfigError, DataError
 from mifo.lab.labels import Example, described, label_scores, read_examples, robust_label, strict_label
+from mifo.rewards.label import decide
+from mifo.types import Verdict
 
 
 @pytest.mark.parametrize(
@@ -23,10 +25,15 @@ from mifo.lab.labels import Example, described, label_scores, read_examples, rob
         ("unacceptably bad", None, None),
         ("not_acceptable", None, None),
         ("", None, None),
+        ("<think>\n\n</think>\n\nacceptable", 1, 1),  # as the reward of RL on labels has it
+        ("<think>acceptable?</think>\nunacceptable", 0, 0),
+        ("<think>acceptable</think>It is not.", None, 1),
     ],
 )
 def test_labels_of_responses(response, strict, robust):
     assert strict_label(response, COLA) == strict
+    for number, label in enumerate(COLA.labels):
+        assert (decide(label, response) is Verdict.CORRECT) == (strict == number)
     assert robust_label(response, COLA) == robust
 
 

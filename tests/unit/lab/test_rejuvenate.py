@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from lab_models import FAMILIES, family_model, moved, save
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mifo.core.surgery import target_places
@@ -344,3 +345,49 @@ def test_the_base_is_measured_with_the_configuration_of_the_over_trained_model(c
 def test_equal_models_are_said_to_be_equal(checkpoints, demonstrations, tmp_path):
     done = rejuvenate(checkpoints[1], checkpoints[1], str(tmp_path / "out"), settings_of(demonstrations))
     assert "the same everywhere, so the targets are arbitrary" in done.note
+
+
+def test_one_shard_of_another_name_keeps_its_index(checkpoints, demonstrations, tmp_path):
+    """As sharding exporters write small models: model-00001-of-00001 and an index."""
+    paths = []
+    for number, path in enumerate(checkpoints):
+        folder = Path(shutil.copytree(path, tmp_path / f"model{number}"))
+        tensors = stored(folder)
+        for file in folder.glob("model*"):
+            file.unlink()
+        shard = "model-00001-of-00001.safetensors"
+        save_file(tensors, folder / shard, {"format": "pt"})
+        index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        paths.append(str(folder))
+    done = rejuvenate(*paths, str(tmp_path / "out"), settings_of(demonstrations))
+    plain = rejuvenate(*checkpoints, str(tmp_path / "plain"), settings_of(demonstrations))
+    assert done.selection == plain.selection
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    for name, tensor in AutoModelForCausalLM.from_pretrained(tmp_path / "plain").state_dict().items():
+        assert torch.equal(made[name], tensor), name
+
+
+def test_rounding_of_one_model_moves_no_target(demonstrations, tmp_path):
+    """A base in bfloat16 beside an over-trained model in fp32: both are computed in fp32."""
+    model = family_model("llama").bfloat16()
+    coarse, fine = save(model, tmp_path / "coarse"), save(model.float(), tmp_path / "fine")
+    over = save(moved(model.float(), 3), tmp_path / "over")
+    found = [
+        rejuvenate(base, over, str(tmp_path / name), settings_of(demonstrations))
+        for name, base in (("a", coarse), ("b", fine))
+    ]
+    assert found[0].selection == found[1].selection
+    assert found[0].target_entropies == found[1].target_entropies
+    same = rejuvenate(coarse, fine, str(tmp_path / "c"), settings_of(demonstrations))
+    assert "the targets are arbitrary" in same.note
+
+
+def test_constants_that_old_exports_store_are_no_weights(checkpoints, demonstrations, tmp_path):
+    old = Path(shutil.copytree(checkpoints[0], tmp_path / "old"))
+    tensors = stored(old)
+    constants = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
+    save_file(tensors | constants, old / "model.safetensors", {"format": "pt"})
+    done = rejuvenate(str(old), checkpoints[1], str(tmp_path / "out"), settings_of(demonstrations))
+    assert done.selection.modules
+    assert stored(tmp_path / "out").keys() == tensors.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,7 +101,10 @@ def gain_trials(plan: Plan, seed: int) -> list[Trial]:
 
 
 def _gradient_norm(run: TrialResult) -> float | None:
-    norms = [update["grad_norm"] for update in run.updates if update["grad_norm"]]
+    """Mean over all updates that were taken: one whose groups have equal rewards counts with its norm of 0."""
+    norms = [
+        norm for norm in (update["grad_norm"] for update in run.updates) if norm is not None and math.isfinite(norm)
+    ]
     return sum(norms) / len(norms) if norms else None
 
 
