@@ -1,11 +1,15 @@
 """Rejuvenation in the middle of runs: it is what `mifo rejuvenate` does, counts what it costs, and resumes in the same bits."""
 
 import dataclasses
+import itertools
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from conftest_e2e import cut_back, journal, replaced, run_small
+from safetensors.torch import load_file
 from test_phase_runs import LORA, MIFO, RL, SFT, Places
 from test_resume import Calls, assert_same
 
@@ -15,12 +19,14 @@ from mifo.config.schema import Config
 from mifo.config.stages import with_stages
 from mifo.data.chartok import char_tokenizer
 from mifo.errors import DataError, ModelError
+from mifo.lab.overlap import overlap
 from mifo.lab.rejuvenate import RejuvenationSettings, rejuvenate
 from mifo.lab.samples import PairSettings
 from mifo.train.build import make_grader, prepare
 from mifo.train.calibration import demonstrated_pairs, reset_masks, token_entropies
-from mifo.train.checkpoint import load_checkpoint
+from mifo.train.checkpoint import load_checkpoint, read_json
 from mifo.train.estimate import estimate
+from mifo.train.kept_phases import kept_phases
 from mifo.train.model import load_model, tiny_model
 from mifo.train.policy import Policy
 from mifo.train.summary import export_model, summarise
@@ -192,6 +198,65 @@ def test_a_raised_rope_base_holds_for_the_base_too(config_of, models, data, tmp_
         "rope_parameters"
         in rejuvenate(str(models / "start"), str(tmp_path / "sft"), str(tmp_path / "again"), settings).note
     )
+
+
+def test_a_named_base_is_measured_under_the_configuration_of_what_is_trained(config_of, models, tmp_path):
+    """An over-trained folder whose config.json has a raised RoPE base, and the original as base: as if both had it."""
+    found = {}
+    for name, raised in (("over", ("start",)), ("both", ("start", "other"))):
+        for model in ("start", "other"):
+            folder = Path(shutil.copytree(models / model, tmp_path / name / model))
+            config = json.loads((folder / "config.json").read_text())
+            if model in raised:
+                config["rope_parameters"]["rope_theta"] = 40.0
+            (folder / "config.json").write_text(json.dumps(config))
+        stages = [{"rejuvenate": SWITCHES | {"base": str(tmp_path / name / "other")}}, GRPO]
+        own = {"path": str(tmp_path / name / "start"), "compute": "float32"}
+        [found[name]] = events_of_stage(config_of("first", {"stages": stages, "model": own}), tmp_path / name / "run")
+    [plain] = events_of_stage(config_of("first"), tmp_path / "plain")
+    assert found["over"]["entropies"] == found["both"]["entropies"] != plain["entropies"]
+    assert found["over"]["shares"] == found["both"]["shares"]
+
+
+def test_kept_phases_tell_a_rejuvenation_from_the_sft_before_it(config_of, models, data, tmp_path):
+    plain = config_of("stages")
+    run_small(replaced(plain, "run", keep_phases=True), tmp_path / "run")
+    kept = kept_phases(tmp_path / "run")
+    phases = [read_json(path / "state.json")["phase"] for path in kept]
+    assert phases == ["start", "sft", "rejuvenation", "rl"]
+    settings = RejuvenationSettings(
+        **{name: value for name, value in SWITCHES.items() if name != "samples"},
+        pairs=PairSettings(data=str(data), count=SWITCHES["samples"]),
+    )
+    sft = dataclasses.replace(plain, stages=plain.stages[:1], run=dataclasses.replace(plain.run, export=True))
+    export_model(run_small(sft, tmp_path / "sft"))
+    rejuvenate(str(models / "start"), str(tmp_path / "sft"), str(tmp_path / "out"), settings)
+    for path, folder in ((kept[1], tmp_path / "sft" / "export"), (kept[2], tmp_path / "out")):
+        own, theirs = load_file(path / "model.safetensors"), load_file(folder / "model.safetensors")
+        assert own.keys() == theirs.keys()
+        assert all(torch.equal(own[name], theirs[name]) for name in own)
+    changes = overlap([str(tmp_path / "run")]).phases
+    assert [phase.name for phase in changes] == ["sft 1", "rejuvenation 1", "rl 1"]
+
+
+@pytest.mark.parametrize("name", ["first", "between"])
+def test_kept_phases_around_rejuvenations_are_made_once(config_of, tmp_path, name):
+    config = replaced(config_of(name), "run", keep_phases=True)
+    run_small(config, tmp_path / "whole")
+    kept = kept_phases(tmp_path / "whole")
+    phases = [read_json(path / "state.json")["phase"] for path in kept]
+    assert "rejuvenation" in phases[1:]
+    for before, after in itertools.pairwise(kept):
+        pair = [load_file(path / "model.safetensors") for path in (before, after)]
+        assert any(not torch.equal(pair[0][tensor], pair[1][tensor]) for tensor in pair[0]), after.name
+    cut_back(tmp_path / "whole", tmp_path / "cut", 1)
+    for path in kept[:-1]:
+        shutil.copytree(path, tmp_path / "cut" / "phases" / path.name)
+    run_small(config, tmp_path / "cut", resume=True)
+    again = kept_phases(tmp_path / "cut")
+    assert [path.name for path in again] == [path.name for path in kept]
+    for mine, theirs in zip(again, kept, strict=True):
+        assert (mine / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
 
 
 def events_of_stage(config, folder):

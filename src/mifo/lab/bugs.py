@@ -73,8 +73,9 @@ class BugRun:
 
     @property
     def norm(self) -> float:
-        """Reported gradient norm before clipping, mean over all updates but those that were not finite, and so not taken."""
-        return statistics.fmean(norm for norm in self.norms if math.isfinite(norm))
+        """Reported gradient norm before clipping, mean over the updates that were taken: those where it was finite."""
+        norms = [norm for norm in self.norms if math.isfinite(norm)]
+        return statistics.fmean(norms) if norms else math.nan
 
     @property
     def variability(self) -> float:

@@ -53,6 +53,12 @@ def test_the_papers_order_of_effects_is_found_where_it_is():
     assert rows[MEANS].variability_ratio.value == pytest.approx(2.12, abs=0.04)
 
 
+def test_an_update_that_was_not_taken_is_not_in_the_mean_of_norms():
+    run = replace(made(RIGHT, 0, correct=18), norms=(1.0, float("nan"), 3.0))
+    assert run.norm == 2.0
+    assert not replace(run, norms=(float("inf"),)).norm > 0.0
+
+
 def test_the_opposite_is_found_where_it_is():
     swap = {RIGHT: LOST, LOST: RIGHT, MEANS: BOTH, BOTH: MEANS}
     runs = [replace(run, variant=swap.get(run.variant, run.variant)) for run in as_in_the_paper()]

@@ -1,6 +1,7 @@
 """Findings: the runs they ask for, and what they make of runs that were made up."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from mifo.lab.paper import suite
 from mifo.lab.paper.finding import Evidence
 from mifo.lab.paper.measure import demonstrations, norms, pass_gaps
 from mifo.lab.paper.plan import LATER_SEED, Plan
+from mifo.lab.paper.s3_plasticity import _gradient_norm
 from mifo.lab.paper.suite import FINDINGS, Options, beyond_defaults, chosen, recorded, run_suite
 from mifo.lab.paper.tier import SMALL, SMOKE, TIERS
 from mifo.lab.trial_results import Evaluation, TrialResult
@@ -425,6 +427,14 @@ def _write_run(folder, config, share, parameters=TINY_PARAMETERS):
     (folder / "metrics.jsonl").write_text("")
     record = {"label": "after", "step": 1, "flops": 1.0, "problems": solved(share)}
     (folder / "evaluations.jsonl").write_text(json.dumps(record) + "\n")
+
+
+def test_gradient_norms_are_means_over_all_updates_that_were_taken(tmp_path):
+    """Figure 4 of S3 averages over training: updates without a signal count as 0; faulted ones were not taken."""
+    over = evidence_of("plasticity", {"over-rl": 0.5}, tmp_path).runs("over-rl")[0]
+    norms = [0.0] * 20 + [1.0] * 20 + [math.nan]
+    assert _gradient_norm(replace(over, metrics=tuple({"updates": [{"grad_norm": norm}]} for norm in norms))) == 0.5
+    assert _gradient_norm(replace(over, metrics=())) is None
 
 
 def test_unknown_findings_are_refused_by_name():
