@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -27,11 +28,14 @@ from mifo.report.output import write_outputs
 from mifo.report.training_figures import draw_bugs, draw_forgetting, draw_online
 from mifo.signals import EXIT_STOPPED, stopping_on_signals
 from mifo.train.console import Screen
+from mifo.train.embedded import EMBEDDED
 from mifo.train.manifest import MANIFEST
+from mifo.train.mini import MINI
 from mifo.train.stop import Stop
 from mifo.training_probe_verbs import ONLINE_RECIPE, ONLINE_SEEDS, check_steps, refuse_flags
 
 EXIT_RUN_FAILED = 2
+WARMUP = {EMBEDDED: 24, MINI: 80}  # SFT steps, of 16 demonstrations unless told otherwise
 MOST_JOBS = 2  # by default: each holds a model with its optimizers in memory
 
 
@@ -78,12 +82,13 @@ def forgetting_command(known: argparse.Namespace) -> int:
         steps=known.steps,
         batch_size=known.batch_size,
         start=_folder(known.start),
-        warmup=known.warmup or 0,
     )
     return _carry_out(
         known,
         "forgetting",
-        lambda config, place: forgetting(config, place, settings),
+        lambda config, place: forgetting(
+            config, place, replace(settings, warmup=_warmup(known, settings.start, config))
+        ),
         _forgetting_table,
         draw_forgetting,
     )
@@ -114,15 +119,23 @@ def sparsify_online_command(known: argparse.Namespace) -> int:
         steps=known.steps,
         batch_size=known.batch_size or OnlineSettings().batch_size,
         start=_folder(known.start_model),
-        warmup=known.warmup or 0,
     )
     return _carry_out(
         known,
         "sparsify-online",
-        lambda config, place: sparsify_online(config, place, settings),
+        lambda config, place: sparsify_online(
+            config, place, replace(settings, warmup=_warmup(known, settings.start, config))
+        ),
         _online_table,
         draw_online,
     )
+
+
+def _warmup(known: argparse.Namespace, start: str | None, config: Config) -> int:
+    """SFT steps before RL: as asked for, or what makes a model able that ships and solves nothing."""
+    if known.warmup is not None:
+        return int(known.warmup)
+    return 0 if start is not None else WARMUP.get(config.model.path, 0)
 
 
 def _folder(model: str | None) -> str | None:

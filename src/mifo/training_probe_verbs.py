@@ -8,6 +8,7 @@ from typing import Any
 from mifo.errors import ConfigError
 
 ONLINE_RECIPE, ONLINE_SEEDS = "smollm2-arithmetic", 3
+WARMUP_DEFAULT = "default: 24 for SmolLM2 and 80 for mini, which solve nothing as they ship; else none"
 Probes = argparse._SubParsersAction  # of the parsers of `mifo probe`
 
 
@@ -62,7 +63,7 @@ def add_online(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each core, at most 2)")
     group.add_argument("--batch-size", type=int, metavar="N", help="demonstrations an SFT step (default: 16)")
     group.add_argument("--start-model", metavar="MODEL", help="model to begin with (default: the recipe's)")
-    group.add_argument("--warmup", type=int, metavar="N", help="SFT steps before both (default: none)")
+    group.add_argument("--warmup", type=int, metavar="N", help=f"SFT steps before both ({WARMUP_DEFAULT})")
 
 
 def add_start(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +76,7 @@ def add_start(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a Hugging Face folder or finished run to begin with (default: the recipe's model)",
     )
-    parser.add_argument("--warmup", type=int, metavar="N", help="SFT steps before RL (default: none)")
+    parser.add_argument("--warmup", type=int, metavar="N", help=f"SFT steps before RL ({WARMUP_DEFAULT})")
 
 
 def add_training(parser: argparse.ArgumentParser, *, recipe: str, steps: str, default: int | None = None) -> None:
@@ -89,15 +90,15 @@ def add_training(parser: argparse.ArgumentParser, *, recipe: str, steps: str, de
 
 
 def check_steps(known: argparse.Namespace, *names: str) -> None:
-    """Numbers that were given are at least one.
+    """Numbers that were given are at least one; of steps of a warm-up, none will do.
 
     Raises:
         ConfigError: names the flag.
     """
     for name in names:
-        value = getattr(known, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: at least 1 is needed. Give a larger number.")
+        value, least = getattr(known, name), 0 if name == "warmup" else 1
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: at least {least} is needed. Give a larger number.")
 
 
 def refuse_flags(known: argparse.Namespace, given: str, defaults: dict[str, Any]) -> None:
