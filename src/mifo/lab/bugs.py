@@ -7,6 +7,7 @@ readings of the dropped micro-batches, the two means of means, and both bugs tog
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,8 +80,10 @@ class BugRun:
 
     @property
     def variability(self) -> float:
-        """Of the reported loss from one update to the next: sd(l_t − l_{t−1})/√2, which its trend hardly enters."""
-        steps = [after - before for before, after in zip(self.losses, self.losses[1:], strict=False)]
+        """Of the reported loss from one update to the next, as a share of it: sd(log l_t − log l_{t−1})/√2 over the last three
+        quarters of the updates. Neither its trend nor its level enters much: a bug that leaves the loss high is no noise."""
+        logs = [math.log(loss) for loss in self.losses[len(self.losses) // 4 :] if loss > 0.0]
+        steps = [after - before for before, after in itertools.pairwise(logs)]
         return statistics.pstdev(steps) / 2**0.5 if steps else 0.0
 
 

@@ -131,14 +131,7 @@ def sparsify(start: str, models: Sequence[str], settings: SparsifySettings | Non
         DataError: the held-out problems cannot be read.
     """
     settings = settings or SparsifySettings()
-    _check(settings)
-    begin = Tensors(find_source(start, "START"))
-    ends = [Tensors(find_source(given, "MODEL")) for given in models]
-    common_names([begin, *ends])
-    with _evaluation(ends[0].source, settings) as (measure, note):
-        note += configuration_note(begin.source, ends[0].source)
-        labels = labels_of([end.source for end in ends])
-        curves = {label: _curve(begin, end, label, measure, settings) for end, label in zip(ends, labels, strict=True)}
+    curves, note = _curves(start, models, settings)
     return Sparsification(
         start=start,
         models=tuple(models),
@@ -151,6 +144,29 @@ def sparsify(start: str, models: Sequence[str], settings: SparsifySettings | Non
 
 Solved = Mapping[str, float]
 Curve = Sequence[tuple[PrunedScore, Solved]]
+
+
+def solved_when_pruned(start: str, model: str, settings: SparsifySettings) -> dict[float, dict[int, Solved]]:
+    """What a model still solves: by rate (0 is the trained model, 1 the start), mask and problem, the share of right answers.
+
+    Raises:
+        As `sparsify`.
+    """
+    [curve] = _curves(start, [model], settings)[0].values()
+    return _by_rate(curve)
+
+
+def _curves(start: str, models: Sequence[str], settings: SparsifySettings) -> tuple[dict[str, Curve], str]:
+    """The curve of each model by its label, and a note on the problems."""
+    _check(settings)
+    begin = Tensors(find_source(start, "START"))
+    ends = [Tensors(find_source(given, "MODEL")) for given in models]
+    common_names([begin, *ends])
+    labels = labels_of([end.source for end in ends])
+    with _evaluation(ends[0].source, settings) as (measure, note):
+        note += configuration_note(begin.source, ends[0].source)
+        curves = {label: _curve(begin, end, label, measure, settings) for end, label in zip(ends, labels, strict=True)}
+    return curves, note
 
 
 def _by_rate(curve: Curve) -> dict[float, dict[int, Solved]]:

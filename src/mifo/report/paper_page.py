@@ -78,11 +78,17 @@ def _section(judged: Judged) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- |"
     for claim in judged.claims:
         seeds = "" if claim.measured is None else claim.measured.seeds
-        yield f"| {claim.text} | {claim.paper} | {figure(claim)} | {seeds} | {expected(claim)} | {_said(claim.verdict)} |"
+        yield f"| {claim.text} | {claim.paper} | {_shown(claim)} | {seeds} | {expected(claim)} | {_said(claim.verdict)} |"
     if judged.notes:
         yield ""
     for note in judged.notes:
         yield f"- {printable(note)}"
+
+
+def _shown(claim: Claim) -> str:
+    """The figure; accuracies of older records may have an interval over seeds alone."""
+    alone = claim.unit == "points" and claim.measured is not None and claim.measured.problems == 1
+    return f"{figure(claim)}{', over seeds alone' if alone else ''}"
 
 
 def _failed(judged: Judged) -> str:

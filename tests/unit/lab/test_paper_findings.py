@@ -140,7 +140,7 @@ def test_forgetting_is_told_from_keeping(tmp_path):
     kept = {"rl": 0.6, "forget-rl": 0.7, "forget-mifo": 0.8}
     lost = {f"forget-{name}": 0.2 for name in ("rl_sft", "luffy", "srft", "relift")}
     claims = judged("forgetting", kept | lost, tmp_path)
-    assert [claim.verdict for claim in claims] == ["reproduces"] * 6
+    assert [claim.verdict for claim in claims] == ["reproduces"] * 7
     assert claims[1].measured.value == pytest.approx(-0.4)
     claims = judged("forgetting", dict.fromkeys(kept | lost, 0.1) | {"rl": 0.6}, tmp_path)
     assert {claim.verdict for claim in claims if "keeps" in claim.text} == {"does not"}
@@ -179,8 +179,16 @@ def test_gradients_and_gains_of_over_trained_models(tmp_path, monkeypatch):
     )
     values = [claim.measured.value for claim in BY_NAME["plasticity"].judge(evidence)]
     assert values == pytest.approx([3.0, 0.5, 0.1, -0.4, -0.4])
-    beside = BY_NAME["plasticity"].remarks(evidence)  # the paper has the under-trained model elsewhere
+    ahead, *beside = BY_NAME["plasticity"].remarks(evidence)
+    assert ahead.startswith("before RL overSFT is ahead of modSFT by +0.0 points")
+    # the paper has the under-trained model elsewhere
     assert [text.partition(": ")[2].split(" ")[0] for text in beside] == ["6", "0.25", "-70.0"]
+    for name, shares in (("over-rl", (0.5, 0.7)), ("mod-rl", (0.9, 0.9))):
+        for seed in evidence.plan.seeds:
+            run = evidence.results[f"{name}-seed{seed}"]
+            turns = tuple({"all_equal_groups": share, "updates": []} for share in shares)
+            evidence.results[run.name] = replace(run, metrics=turns)
+    assert "40 % from overSFT, 10 % from modSFT" in BY_NAME["plasticity"].remarks(evidence)[1]
 
 
 def test_the_gap_of_pass_at_k_is_of_single_problems(tmp_path, monkeypatch):
@@ -351,12 +359,49 @@ def test_a_record_that_is_not_whole_is_refused_with_a_remedy(runner, tmp_path):
 
 def test_rl_on_top_of_sft_is_what_is_claimed_and_the_equal_budget_is_a_remark(tmp_path):
     methods = {"sft": 0.6, "sft_rl": 0.5, "luffy": 0.3, "relift": 0.3, "srft": 0.3}
-    shares = {f"shipped-{name}": share for name, share in methods.items()} | {"start": 0.3, "rl": 0.4}
-    evidence = evidence_of("corrected", shares, tmp_path)
-    top = BY_NAME["corrected"].judge(evidence)[-1]
-    assert (top.text, top.measured.value) == ("RL on top of SFT improves on it", pytest.approx(0.1))
-    [remark] = BY_NAME["corrected"].remarks(evidence)
-    assert "SFT→RL less SFT alone: -10.0 points" in remark
+    shares = {f"shipped-{name}": share for name, share in methods.items()} | {"start": 0.3, "rl": 0.4, "rl-short": 0.5}
+    evidence = evidence_of("corrected", shares, tmp_path, flops={"start": 1e12, "rl-short": 2e12})
+    claims = {claim.text: claim for claim in BY_NAME["corrected"].judge(evidence)}
+    assert claims["RL on top of SFT improves on it"].measured.value == pytest.approx(0.1)
+    assert claims["a short RL phase on top of SFT is better than luffy"].measured.value == pytest.approx(0.2)
+    assert claims["SFT→RL is better than hpt"].measured is None  # it has no runs here
+    equal, spent = BY_NAME["corrected"].remarks(evidence)
+    assert "SFT→RL less SFT alone: -10.0 points" in equal
+    assert "spent 15 % of the budget of the others at most" in spent
+
+
+def test_methods_beside_each_other(tmp_path):
+    shares = {"mifo": 0.8, "sft-alone": 0.3, "rl-alone": 0.3, "sft_rl": 0.3, "relift": 0.3, "luffy": 0.3, "srft": 0.3}
+    assert [claim.verdict for claim in judged("methods", shares, tmp_path)] == ["reproduces"] * 6
+    plan = Plan(tier=SMALL, folder=Path("suite"))
+    trials = {trial.name: trial for trial in BY_NAME["methods"].trials(plan)}
+    assert {trial.config.train.max_flops for trial in trials.values()} == {SMALL.flops}
+    assert {trial.after.name.partition("-")[0] for trial in trials.values()} == {"start"}
+
+
+def test_what_pruning_loses_is_paired_by_problem(tmp_path, monkeypatch):
+    """RL loses 20 points at the higher rate and SFT 5; nothing at the lower one."""
+    shares = {"rl": {"0": 0.6, "0.5": 0.6, "0.9": 0.4}, "sft": {"0": 0.7, "0.5": 0.7, "0.9": 0.65}}
+
+    def found(evidence, seed, before, after):
+        return {rate: solved(share - 0.025 * seed * (rate == "0.9")) for rate, share in shares[after].items()}
+
+    monkeypatch.setattr("mifo.lab.paper.s0_updates.solved_pruned", found)
+    evidence = evidence_of("pruning", {"start": 0.3, "rl": 0.6, "sft": 0.7}, tmp_path)
+    low, high = BY_NAME["pruning"].judge(evidence)
+    assert (low.measured.value, high.measured.value) == (pytest.approx(0.0), pytest.approx(0.15))
+    assert high.measured.problems == len(PROBLEMS)
+    [gained] = BY_NAME["pruning"].remarks(evidence)
+    assert gained.startswith("from the start RL had gained +")
+
+
+def test_shares_of_neurons_that_were_reset_are_on_the_page(tmp_path):
+    evidence = evidence_of("rejuvenation-switches", {"rejuvenated-rl": 0.5, "rejuvenated-0.005-rl": 0.5}, tmp_path)
+    for name, run in list(evidence.results.items()):
+        share = 0.17 if "0.005" in name else 0.29
+        evidence.results[name] = replace(run, summary={**run.summary, "rejuvenations": [{"neuron_share": share}]})
+    [remark] = BY_NAME["rejuvenation-switches"].remarks(evidence)
+    assert remark == "neurons reset, the union over 48 pairs: ρ = 1 %: 29 %, ρ = 0.5 %: 17 %; in the paper very few"
 
 
 def test_what_rl_gains_after_rejuvenation(tmp_path):

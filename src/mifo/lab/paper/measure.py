@@ -5,7 +5,7 @@ They are made one after another while nothing is trained, so each has all cores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -18,7 +18,7 @@ from mifo.lab.arena_measure import for_problems, verdicts
 from mifo.lab.magnitude import magnitude
 from mifo.lab.paper.finding import Evidence
 from mifo.lab.samples import make_policy
-from mifo.lab.sparsify import SparsifySettings, sparsify
+from mifo.lab.sparsify import SparsifySettings, solved_when_pruned
 from mifo.train.build import make_chat
 from mifo.train.calibration import token_scores
 from mifo.train.corpus import read_corpus
@@ -125,13 +125,15 @@ def _read_demonstrations(config: Config, part: str, evidence: Evidence) -> dict[
     }
 
 
-def pruning_drop(evidence: Evidence, seed: int, before: str, after: str) -> dict[str, float]:
-    """Accuracy lost when a random share of a run's change is taken back, by the share as text; means over masks."""
+def solved_pruned(evidence: Evidence, seed: int, before: str, after: str) -> dict[str, Mapping[str, float]]:
+    """What a run still solves when a random share of its change is taken back: means over masks, by the share as text ("0" is the
+    run itself) and by held-out problem."""
     tier = evidence.plan.tier
 
-    def measure() -> dict[str, float]:
+    def measure() -> dict[str, dict[str, float]]:
         set_up_cpu(None)
-        data = evidence.results[f"{after}-seed{seed}"].config.data
+        result = evidence.results[f"{after}-seed{seed}"]
+        data = result.config.data
         settings = SparsifySettings(
             rates=tier.rates,
             masks=tier.masks,
@@ -142,17 +144,15 @@ def pruning_drop(evidence: Evidence, seed: int, before: str, after: str) -> dict
             template=data.template,
             system_prompt=data.system_prompt,
         )
-        folder = str(evidence.results[f"{after}-seed{seed}"].folder)
-        curve = {rate: mean for rate, mean, _, _ in _curve(evidence.export(before, seed), folder, settings)}
-        return {f"{rate:g}": curve[0.0] - curve[rate] for rate in tier.rates}
+        solved = solved_when_pruned(evidence.export(before, seed), str(result.folder), settings)
+        return {
+            f"{rate:g}": {problem: sum(mask[problem] for mask in masks.values()) / len(masks) for problem in masks[0]}
+            for rate, masks in solved.items()
+        }
 
     runs = [f"{name}-seed{seed}" for name in (before, after)]
-    return cast("dict[str, float]", evidence.once(f"pruning-{before}-{after}-seed{seed}", runs, measure))
-
-
-def _curve(start: str, run: str, settings: SparsifySettings) -> Sequence[tuple[float, float, float, float]]:
-    found = sparsify(start, [run], settings)
-    return found.curve(found.scores[0].model)
+    found = evidence.once(f"pruned-{before}-{after}-seed{seed}", runs, measure)
+    return cast("dict[str, Mapping[str, float]]", found)
 
 
 PASS_SAMPLES, PASS_TEMPERATURE = 8, 0.6  # S3 samples at 0.6; its K is not stated

@@ -139,12 +139,14 @@ class Plan:
         return {"name": "sft", "batch_size": self.tier.batch, **over}
 
     def other(self, name: str, **over: Any) -> dict[str, Any]:
-        """A method that mixes both, by its name: luffy, srft, relift, sft_rl."""
+        """A method that mixes both, by its name: luffy, srft, relift, prefix_rft, hpt, sft_rl."""
         rl = self.rl
         tables: dict[str, dict[str, Any]] = {
             "luffy": {"rl": rl},
             "srft": {key: rl[key] for key in ("prompts_per_step", "rollouts_per_prompt", "updates_per_step")},
             "relift": {"rl": rl, "buffer_size": self.tier.batch},
+            "prefix_rft": {"rl": rl, "prefix_decay_steps": 3 * self.tier.rl_steps // 2},  # about what the budget gives
+            "hpt": {"rl": rl},
             "sft_rl": {"rl": rl, "sft_batch_size": self.tier.batch, "sft_steps": self.tier.start_updates},
         }
         return dict(merge({"name": name, **tables[name]}, over))

@@ -56,12 +56,37 @@ def _length(evidence: Evidence) -> Iterator[Claim]:
     for first, second, side, text in sides:
         yield Claim(
             text=text,
-            paper="read off the figure",
+            paper="Figure 7",
             unit="ratio",
             side=side,
             bound=1.0,
             measured=ratio(lengths[first], lengths[second]),
         )
+
+
+# --- the methods beside each other: Table 3 ----------------------------------------------------------------------------
+
+OTHERS = {
+    "sft-alone": ("SFT", "+7.4 points (1.5B), +5.4 (7B)"),
+    "rl-alone": ("RL", "+7.0 points (1.5B), +8.8 (7B)"),
+    "sft_rl": ("SFT→RL", "+6.5 points (1.5B), +5.0 (7B)"),
+    "relift": ("relift", "+6.0 points (1.5B), +3.7 (7B)"),
+    "luffy": ("luffy", "+1.6 points (1.5B), +4.6 (7B)"),
+    "srft": ("srft", "+0.2 points (7B)"),
+}
+
+
+def _method_trials(plan: Plan, seed: int) -> list[Trial]:
+    alone = {"sft-alone": plan.sft(), "rl-alone": plan.grpo(), "sft_rl": _with_adapters(plan, "sft_rl", False)}
+    return [
+        *_template_trials(plan, seed),
+        *(_budgeted(plan, name, seed, method) for name, method in alone.items()),
+    ]
+
+
+def _methods(evidence: Evidence) -> Iterator[Claim]:
+    for other, (name, points) in OTHERS.items():
+        yield accuracy_claim(evidence, f"MIFO is better than {name}", points, "mifo", other)
 
 
 # --- sensitivity: Figure 10 and Table 11 -----------------------------------------------------------------------------
@@ -188,6 +213,14 @@ def _combinations(evidence: Evidence) -> Iterator[Claim]:
 
 
 FINDINGS = (
+    Finding(
+        name="methods",
+        source="S0, Table 3",
+        claim="MIFO ends higher than SFT, RL, SFT→RL, ReLIFT, LUFFY and SRFT.",
+        setting="Each method from the start at equal FLOPs.",
+        trials=per_seed(_method_trials),
+        judge=lambda e: tuple(_methods(e)),
+    ),
     Finding(
         name="length",
         source="S0, Figure 7",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mifo.lab.claims import KEPT, Claim, difference_over_seeds, ratio
+from mifo.lab.arena_statistics import Runs
+from mifo.lab.claims import KEPT, Claim, contrast, in_points, ratio
 from mifo.lab.paper.finding import Evidence, Finding, accuracy_claim, per_seed
-from mifo.lab.paper.measure import pruning_drop, smallest_layer_ratio, total_norms
+from mifo.lab.paper.measure import smallest_layer_ratio, solved_pruned, total_norms
 from mifo.lab.paper.plan import Plan
 from mifo.lab.trials import Trial
 
@@ -44,6 +45,15 @@ def _forgetting(evidence: Evidence) -> Iterator[Claim]:
     for name, (text, paper) in FORGETTING.items():
         yield accuracy_claim(evidence, f"{text}: the score falls", f"{paper} points", f"forget-{name}", "rl", "below")
     yield accuracy_claim(evidence, "RL, then MIFO keeps the score", "+0.9 points", "forget-mifo", "rl", bound=-KEPT)
+    yield accuracy_claim(
+        evidence, "MIFO's SFT loses less than SFT", "+0.9 against -15.6 points", "forget-mifo", "forget-rl_sft"
+    )
+
+
+def _rates(evidence: Evidence) -> str:
+    base = evidence.plan.base
+    sft, rl = (base[f"{name}_optimizer"]["learning_rate"] for name in ("sft", "rl"))
+    return f"SFT has the recipe's rate, {sft:g}, and RL its own, {rl:g}; the paper has one rate for both"
 
 
 # --- magnitude and redundancy: Figures 1 to 3 ----------------------------------------------------------------------
@@ -57,7 +67,7 @@ def _magnitude(evidence: Evidence) -> Iterator[Claim]:
     sft, rl = total_norms(evidence, "start", "sft"), total_norms(evidence, "start", "rl")
     yield Claim(
         text="SFT moves the weights further than RL",
-        paper="several times, read off the figure",
+        paper="much larger, Figure 1",
         unit="ratio",
         side="above",
         bound=1.0,
@@ -65,7 +75,7 @@ def _magnitude(evidence: Evidence) -> Iterator[Claim]:
     )
     yield Claim(
         text="in every layer: the least ratio over layers",
-        paper="above 1 in all layers",
+        paper="across all layers, Figure 1",
         unit="ratio",
         side="above",
         bound=1.0,
@@ -116,21 +126,34 @@ def _online(evidence: Evidence) -> Iterator[Claim]:
 
 def _pruning(evidence: Evidence) -> Iterator[Claim]:
     plan = evidence.plan
-    drops = {
-        name: {seed: pruning_drop(evidence, seed, "start", name) for seed in evidence.runs(name)}
+    solved = {
+        name: {seed: solved_pruned(evidence, seed, "start", name) for seed in evidence.runs(name)}
         for name in ("rl", "sft")
     }
+
+    def lost(name: str, rate: str, sign: float) -> list[tuple[float, Runs]]:
+        own = solved[name]
+        return [
+            (sign, {s: found["0"] for s, found in own.items()}),
+            (-sign, {s: found[rate] for s, found in own.items()}),
+        ]
+
     papers = ("5.6 against 0.9 points, at a rate it does not print", "14.4 against 2.4 points, at a higher rate")
     for place, rate in enumerate(plan.tier.rates):
-        key = f"{rate:g}"
-        by_seed = {name: {seed: found[key] for seed, found in drops[name].items()} for name in drops}
         yield Claim(
             text=f"RL loses more than SFT when {100 * rate:g} % of the change is taken back",
             paper=papers[min(place, 1)],
             unit="points",
             side="above",
-            measured=difference_over_seeds(by_seed["rl"], by_seed["sft"]),
+            measured=contrast([*lost("rl", f"{rate:g}", 1.0), *lost("sft", f"{rate:g}", -1.0)]),
         )
+
+
+def _gains(evidence: Evidence) -> Iterator[str]:
+    """What there was to lose."""
+    rl, sft = (evidence.difference(name, "start") for name in ("rl", "sft"))
+    if rl is not None and sft is not None:
+        yield f"from the start RL had gained {in_points(rl)}, and SFT {in_points(sft)}: who gained more has more to lose"
 
 
 # --- selection: Figure 6 -------------------------------------------------------------------
@@ -161,6 +184,7 @@ FINDINGS = (
         "stands for its SFT: on high-entropy tokens, with what that RL moved most frozen.",
         trials=per_seed(_forgetting_trials),
         judge=lambda e: tuple(_forgetting(e)),
+        remarks=lambda e: (_rates(e),),
     ),
     Finding(
         name="magnitude",
@@ -185,6 +209,7 @@ FINDINGS = (
         setting="The ends of the runs of magnitude, pruned toward the start.",
         trials=per_seed(_magnitude_trials),
         judge=lambda e: tuple(_pruning(e)),
+        remarks=lambda e: tuple(_gains(e)),
     ),
     Finding(
         name="selection",

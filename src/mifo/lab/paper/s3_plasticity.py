@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mifo.lab.arena_statistics import Estimate
@@ -49,10 +49,10 @@ def _output_trials(plan: Plan, seed: int) -> list[Trial]:
 
 
 def _training_loss(run: TrialResult) -> float | None:
-    """Mean over the last epoch."""
+    """At the end: mean over the last quarter of an epoch, for an epoch may be all of the training of underSFT."""
     losses = [update["loss"] for update in run.updates if update["loss"] is not None]
     epoch = max(1, run.config.data.train_problems or 1) // run.config.method.batch_size  # type: ignore[union-attr]
-    last = losses[-max(1, epoch) :]
+    last = losses[-max(1, epoch // 4) :]
     return sum(last) / len(last) if last else None
 
 
@@ -71,16 +71,15 @@ def _output(evidence: Evidence) -> Iterator[Claim]:
                 bound=1.0,
                 measured=ratio(figures[more], figures[less]),
             )
-    moved = {stage: total_norms(evidence, "shipped", stage) for stage in STAGES}
-    for more, less in (("mod", "under"), ("over", "mod")):
-        yield Claim(
-            text=f"{more}SFT moves the weights further than {less}SFT",
-            paper="far more, read off the figure",
-            unit="ratio",
-            side="above",
-            bound=1.0,
-            measured=ratio(moved[more], moved[less]),
-        )
+    moved = {stage: total_norms(evidence, "shipped", stage) for stage in ("mod", "over")}
+    yield Claim(
+        text="overSFT moves the weights further than modSFT",
+        paper="larger, Figures 2 and 3",
+        unit="ratio",
+        side="above",
+        bound=1.0,
+        measured=ratio(moved["over"], moved["mod"]),
+    )
     gaps = {stage: pass_gaps(evidence, stage) for stage in STAGES}
     for less, more, paper in (
         ("over", "mod", "11.2 against 15.3 points"),
@@ -141,8 +140,21 @@ def _gain(evidence: Evidence) -> Iterator[Claim]:
     yield accuracy_claim(evidence, "and ends lower", "-2.1 points", "over-rl", "mod-rl", "below")
 
 
-def _beside_under(evidence: Evidence) -> Iterator[str]:
-    """The same against the under-trained model, which the paper has in Table 1 alone."""
+def _before_rl(evidence: Evidence) -> Iterator[str]:
+    """Whether overSFT is over-trained at all."""
+    found = evidence.difference("over-rl", "mod-rl", "before", "before")
+    if found is not None:
+        yield f"before RL overSFT is ahead of modSFT by {in_points(found)}; in the paper by +0.9"
+
+
+def _beside(evidence: Evidence) -> Iterator[str]:
+    """Where the runs begin; how many groups of rollouts tell RL anything; and the same against the under-trained model, which
+    the paper has in Table 1 alone."""
+    yield from _before_rl(evidence)
+    mixed = {stage: evidence.each(f"{stage}-rl", lambda run: run.mixed_groups) for stage in ("over", "mod")}
+    if all(mixed.values()):
+        over, mod = (100 * sum(shares.values()) / len(shares) for shares in mixed.values())
+        yield f"groups whose rewards differ, all others having no gradient: {over:.0f} % from overSFT, {mod:.0f} % from modSFT"
     for text, found in (
         ("RL's gradients", _gradients(evidence, "under")),
         ("how far RL moves the weights", _shifts(evidence, "under")),
@@ -174,10 +186,24 @@ def _gains(evidence: Evidence, stage: str) -> Estimate | None:
 REJUVENATED = "after stage 1"  # the evaluation behind the stage that rejuvenates
 ALPHAS = (0.4, 0.45, 0.55, 0.6)
 RHOS = (0.005, 0.02, 0.04)
+OF_STAGES = {"rejuvenated-rl": "of overSFT", "mod-rejuvenated-rl": "of modSFT"}
+OF_RHOS = {"rejuvenated-rl": "ρ = 1 %:"} | {f"rejuvenated-{rho:g}-rl": f"ρ = {100 * rho:g} %:" for rho in RHOS}
 
 
 def _rejuvenated(plan: Plan, name: str, seed: int, stage: str = "over", **switches: float) -> Trial:
     return rl_after(plan, sft_for(plan, stage, seed), name, seed, switches)
+
+
+def _reset_shares(evidence: Evidence, names: Mapping[str, str]) -> Iterator[str]:
+    """How many neurons the union of all targets resets, which the paper calls very few."""
+    shares = []
+    for name, said in names.items():
+        own = evidence.each(name, lambda run: run.summary["rejuvenations"][0]["neuron_share"])
+        if own:
+            shares.append(f"{said} {100 * sum(own.values()) / len(own):.0f} %")
+    if shares:
+        pairs = evidence.plan.tier.pairs
+        yield f"neurons reset, the union over {pairs} pairs: {', '.join(shares)}; in the paper very few"
 
 
 def _rejuvenation_trials(plan: Plan, seed: int) -> list[Trial]:
@@ -257,7 +283,7 @@ FINDINGS = (
         setting="The same RL from the under-, the moderately and the over-trained model.",
         trials=per_seed(gain_trials),
         judge=lambda e: tuple(_gain(e)),
-        remarks=lambda e: tuple(_beside_under(e)),
+        remarks=lambda e: tuple(_beside(e)),
     ),
     Finding(
         name="rejuvenation",
@@ -266,6 +292,10 @@ FINDINGS = (
         setting="The same RL from the over-trained model, from it fused, fused and reset, and from its like trained by DFT.",
         trials=per_seed(_rejuvenation_trials),
         judge=lambda e: tuple(_rejuvenation(e)),
+        remarks=lambda e: (
+            *_before_rl(e),
+            *_reset_shares(e, {"rejuvenated-rl": "of overSFT", "mod-rejuvenated-rl": "of modSFT"}),
+        ),
     ),
     Finding(
         name="rejuvenation-switches",
@@ -274,5 +304,10 @@ FINDINGS = (
         setting="RL after fusion with α of 0.4, 0.45, 0.5, 0.55 and 0.6, and after resetting with ρ of 0.5, 1, 2 and 4 %.",
         trials=per_seed(_switch_trials),
         judge=lambda e: tuple(_switches(e)),
+        remarks=lambda e: tuple(
+            _reset_shares(
+                e, {"rejuvenated-rl": "ρ = 1 %:"} | {f"rejuvenated-{rho:g}-rl": f"ρ = {100 * rho:g} %:" for rho in RHOS}
+            )
+        ),
     ),
 )

@@ -19,7 +19,7 @@ def _sft_rl(evidence: Evidence) -> Iterator[Claim]:
     loss = {name: demonstrations(evidence, name, "validation")["loss"] for name in ("shipped", "start", "rl")}
     yield Claim(
         text="RL raises the loss on held-out demonstrations above that after SFT",
-        paper="abruptly, read off the figure",
+        paper="abruptly, Figure 3a",
         unit="ratio",
         side="above",
         bound=1.0,
@@ -42,7 +42,7 @@ def _rl_sft_trials(plan: Plan, seed: int) -> list[Trial]:
 
 def _rl_sft(evidence: Evidence) -> Iterator[Claim]:
     yield accuracy_claim(
-        evidence, "SFT after RL lowers the reward", "a sharp drop, read off the figure", "rl-then-sft", "rl", "below"
+        evidence, "SFT after RL lowers the reward", "a sharp drop, Figure 3b", "rl-then-sft", "rl", "below"
     )
     yield accuracy_claim(
         evidence, "in the end below that before RL", "-2.1 points of accuracy", "rl-then-sft", "start", "below"
