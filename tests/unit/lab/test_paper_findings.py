@@ -395,6 +395,15 @@ def test_what_pruning_loses_is_paired_by_problem(tmp_path, monkeypatch):
     assert gained.startswith("from the start RL had gained +")
 
 
+def test_one_interval_says_nothing_of_history(tmp_path):
+    evidence = evidence_of("sensitivity", {"mifo": 0.5, "mifo-alpha-0": 0.5}, tmp_path)
+    for seed in evidence.plan.seeds:
+        run = evidence.results[f"mifo-seed{seed}"]
+        evidence.results[run.name] = replace(run, summary={**run.summary, "intervals": 2 - (seed > 0)})
+    [remark] = BY_NAME["sensitivity"].remarks(evidence)
+    assert remark.endswith("where α has no effect: seed 1, 2")
+
+
 def test_shares_of_neurons_that_were_reset_are_on_the_page(tmp_path):
     evidence = evidence_of("rejuvenation-switches", {"rejuvenated-rl": 0.5, "rejuvenated-0.005-rl": 0.5}, tmp_path)
     for name, run in list(evidence.results.items()):

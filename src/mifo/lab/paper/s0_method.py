@@ -134,6 +134,13 @@ def _sensitivity(evidence: Evidence) -> Iterator[Claim]:
         )
 
 
+def _without_history(evidence: Evidence) -> Iterator[str]:
+    """Where α could not matter: it weighs the intervals before the last."""
+    seeds = [str(seed) for seed, run in evidence.runs("mifo").items() if run.summary["intervals"] < 2]
+    if seeds:
+        yield f"the budget ended within the first interval or behind it, where α has no effect: seed {', '.join(seeds)}"
+
+
 # --- templates, adapters, combinations: Tables 13, 14, 9 -------------------------------------------------------------
 
 TEMPLATE_METHODS = ("mifo", "luffy", "srft", "relift")
@@ -246,6 +253,7 @@ FINDINGS = (
         setting="MIFO from the start at equal FLOPs, one setting changed at a time.",
         trials=per_seed(_sensitivity_trials),
         judge=lambda e: tuple(_sensitivity(e)),
+        remarks=lambda e: tuple(_without_history(e)),
     ),
     Finding(
         name="templates",
