@@ -41,6 +41,7 @@ from mifo.report.lab_tables import (
     sparsify_table,
 )
 from mifo.report.output import writable_folder, write_outputs
+from mifo.signals import ended_by_sigterm
 from mifo.train.console import Screen
 from mifo.train.device import set_up_cpu
 from mifo.training_probe_verbs import refuse_flags
@@ -59,7 +60,8 @@ def rejuvenate_command(known: argparse.Namespace) -> int:
         compute=known.compute,
         device=known.device,
     )
-    done = rejuvenate(known.base, known.over, known.out, settings)
+    with ended_by_sigterm():
+        done = rejuvenate(known.base, known.over, known.out, settings)
     screen.print(done.note)
     screen.print(rejuvenation_table(done))
     lines = write_outputs(

@@ -57,6 +57,27 @@ def stopping_on_signals(stop: Stop) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Within the block a SIGTERM is a KeyboardInterrupt, as Ctrl-C is, so that what was begun is cleared away.
+
+    Does nothing outside the main thread, nor where the signal is ignored.
+    """
+
+    def handle(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def _arrivals() -> Iterator[int]:
     """A pipe into which the interpreter puts the number of every signal as it comes, before any handler runs."""
     arrivals, told = os.pipe()

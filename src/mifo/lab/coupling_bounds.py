@@ -234,7 +234,8 @@ def rl_sft_bounds(points: Sequence[Texts]) -> tuple[Bound, ...]:
 
 
 def _growth(first: Texts, point: Texts) -> str:
-    """λ = (J(p_1) − J(p_2))/KL with the interval of a bootstrap over texts; "not known" where the KL may be 0."""
+    """λ = (J(p_1) − J(p_2))/KL with the interval of a bootstrap over texts; "not known" where the KL may be 0 or J changed by the
+    same on every text."""
     drops = np.array(first.objective) - np.array(point.objective)
     kl = np.array(point.kl)
     if len(kl) == 1:
@@ -243,6 +244,8 @@ def _growth(first: Texts, point: Texts) -> str:
     below = kl[rows].mean(1)
     if kl.mean() <= 0.0 or np.quantile(below, 0.025) <= 0.0:
         return "not known, for the KL may be 0"
+    if (drops == drops[0]).all():
+        return "not known, for J changed by the same on every text"
     low, high = np.quantile(drops[rows].mean(1) / below, [0.025, 0.975])
     return str(Estimate(value=float(drops.mean() / kl.mean()), low=float(low), high=float(high), texts=len(kl)))
 

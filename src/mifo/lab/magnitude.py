@@ -171,7 +171,7 @@ def magnitude(
 def magnitudes(before: str, afters: Sequence[str], *, largest: int = LARGEST) -> list[Magnitude]:
     """`magnitude` of several models from one start, under labels that tell them apart."""
     found = [magnitude(before, after, largest=largest) for after in afters]
-    labels = labels_of([find_source(after, "AFTER") for after in afters])
+    labels = labels_of([find_source(path, "AFTER") for path in (before, *afters)])[1:]
     return [replace(one, label=label) for one, label in zip(found, labels, strict=True)]
 
 

@@ -217,7 +217,7 @@ def redundancy(
     read = replace(read, note=read.note + configuration_note(begin.source, ends[0].source))
     points = _sample(read, tokens, seed)
     net = load_source(ends[0].source, "float32", device)
-    labels = labels_of([end.source for end in ends])
+    labels = labels_of([begin.source, *(end.source for end in ends)])[1:]
     return [_measure(net, begin, end, label, read, points, reward) for end, label in zip(ends, labels, strict=True)]
 
 

@@ -162,7 +162,7 @@ def _curves(start: str, models: Sequence[str], settings: SparsifySettings) -> tu
     begin = Tensors(find_source(start, "START"))
     ends = [Tensors(find_source(given, "MODEL")) for given in models]
     common_names([begin, *ends])
-    labels = labels_of([end.source for end in ends])
+    labels = labels_of([begin.source, *(end.source for end in ends)])[1:]
     with _evaluation(ends[0].source, settings) as (measure, note):
         note += configuration_note(begin.source, ends[0].source)
         curves = {label: _curve(begin, end, label, measure, settings) for end, label in zip(ends, labels, strict=True)}

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ENTROPY_BINS = 30
 MOST_PAIRS = 10  # of phases in one figure
 FEW_TOKENS = 20  # are drawn one by one
+LONGEST_LABEL = 28  # in a title
+OVERLAPS = ("cosine", "sign_agreement", "kept", "touched", "overwritten", "undone")
 COLOURS = (
     "#1b6ca8", "#d1495b", "#2e933c", "#8d5a97", "#e8a33d", "#555555", "#17a2b8", "#a0522d", "#e377c2", "#6b8e23", "#1f2a7a",
     "#c0a000",
@@ -99,7 +101,7 @@ def draw_entropy(figure: Figure, report: EntropyReport) -> None:
         left.stairs(shares, report.edges, color=colour, label=f"{model.label} (mean {model.entropy['mean']:.3f})")
         left.axvline(model.threshold, color=colour, linestyle=":", linewidth=1)
     left.set_yscale("log")
-    left.set_xlabel("token entropy (nats); dotted: lowest selected")
+    left.set_xlabel("token entropy (nats); dotted: lowest selected, mean over responses", fontsize=9)
     left.set_ylabel("share of response tokens")
     left.legend(fontsize=8)
     last = report.models[-1]
@@ -107,31 +109,48 @@ def draw_entropy(figure: Figure, report: EntropyReport) -> None:
     right.barh(range(len(tokens)), [t.occurrences for t in tokens], color="#cccccc", label="occurs")
     right.barh(range(len(tokens)), [t.selected for t in tokens], color=COLOURS[0], label="selected")
     right.set_yticks(range(len(tokens)), [_shown(t.text) for t in tokens], fontsize=7)
-    right.set_title(f"what top ρ = {report.fraction:g} of {last.label} holds", fontsize=10)
+    right.set_title(f"what top ρ = {report.fraction:g} of {_end(last.label)} holds", fontsize=10)
     right.legend(fontsize=8)
 
 
 def draw_overlap(figure: Figure, found: Overlap) -> None:
-    """Cosine, mask churn and overwriting for each pair of phases; of many phases for neighbours alone."""
-    axes, pairs = figure.subplots(), list(found.pairs)
+    """Cosine, mask churn and overwriting for each pair of phases; of many phases for neighbours alone, along the run."""
+    axes, pairs = figure.subplots(), found.pairs
+    title = f"what a phase does to the top {100 * found.top:g} % that an earlier one moved"
     if len(pairs) > MOST_PAIRS:
-        places = {phase.name: place for place, phase in enumerate(found.phases)}
-        pairs = [pair for pair in pairs if places[pair.later] == places[pair.earlier] + 1]
-    only = "" if len(pairs) == len(found.pairs) else "; neighbours alone, all pairs are in the table"
-    shown = ("cosine", "sign_agreement", "kept", "touched", "overwritten", "undone")
+        _draw_neighbours(axes, found)
+        axes.set_title(f"{title}; neighbours alone, all pairs are in the table", fontsize=10)
+        return
     width = 0.8 / len(pairs)
     for place, (colour, pair) in enumerate(zip(_colours(len(pairs)), pairs, strict=True)):
-        values = [getattr(pair, name) for name in shown]
-        at = [i + (place - (len(pairs) - 1) / 2) * width for i in range(len(shown))]
+        values = [getattr(pair, name) for name in OVERLAPS]
+        at = [i + (place - (len(pairs) - 1) / 2) * width for i in range(len(OVERLAPS))]
         heights = [float("nan") if value is None else value for value in values]
         axes.bar(at, heights, width, color=colour, label=f"{pair.earlier} → {pair.later}")
         for x, value in zip(at, values, strict=True):
             if value is None:  # nothing was moved: undefined, which is not 0
                 axes.text(x, 0.0, "?", ha="center", va="bottom", color=colour, fontsize=8)
-    axes.set_xticks(range(len(shown)), [name.replace("_", " ") for name in shown])
+    axes.set_xticks(range(len(OVERLAPS)), [name.replace("_", " ") for name in OVERLAPS])
     axes.axhline(0.0, color="black", linewidth=0.8)
     axes.legend(fontsize=8)
-    axes.set_title(f"what a phase does to the top {100 * found.top:g} % that an earlier one moved{only}", fontsize=10)
+    axes.set_title(title, fontsize=10)
+
+
+def _draw_neighbours(axes: Axes, found: Overlap) -> None:
+    """A line for each figure, in the order of the phases; an undefined one is a gap."""
+    places = {phase.name: place for place, phase in enumerate(found.phases)}
+    pairs = [pair for pair in found.pairs if places[pair.later] == places[pair.earlier] + 1]
+    for colour, name in zip(_colours(len(OVERLAPS)), OVERLAPS, strict=True):
+        values = [getattr(pair, name) for pair in pairs]
+        heights = [float("nan") if value is None else value for value in values]
+        axes.plot(
+            range(len(pairs)), heights, "o-", color=colour, linewidth=0.7, markersize=4, label=name.replace("_", " ")
+        )
+    labels = [f"{pair.earlier} → {pair.later}" for pair in pairs]
+    axes.set_xticks(range(len(pairs)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+    axes.axhline(0.0, color="black", linewidth=0.8)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
 
 
 def draw_sparsify(figure: Figure, done: Sparsification) -> None:
@@ -220,6 +239,11 @@ def draw_coupling(figure: Figure, found: Coupling) -> None:
 
 def _colours(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _end(label: str) -> str:
+    """The end of a long label, which tells more than its beginning."""
+    return label if len(label) <= LONGEST_LABEL else f"…{label[1 - LONGEST_LABEL :]}"
 
 
 def _shown(text: str) -> str:

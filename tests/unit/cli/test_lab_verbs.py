@@ -4,6 +4,8 @@ import builtins
 import csv
 import importlib.util
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -116,6 +118,16 @@ def test_coupling(three, tmp_path, capsys, caplog):
     assert "Which label fits the text: n or y?" in files(tmp_path, "coupling")[0]["task"]["instruction"]
     assert main([*arguments, "--instruction", "{text}?"]) == 2
     assert "--instruction asks for labels" in capsys.readouterr().err
+
+
+def test_a_rejuvenation_that_is_terminated_leaves_nothing(three, pairs, tmp_path, capsys, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("mifo.lab.rejuvenate._write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    arguments = ["--base", three[0], "--over", three[2], "--data", pairs, "--out", str(tmp_path / "out")]
+    assert main(["rejuvenate", *arguments]) == 130
+    assert "mifo: interrupted" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_rejuvenate(three, pairs, tmp_path, capsys):

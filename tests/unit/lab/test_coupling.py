@@ -204,6 +204,8 @@ def test_proposition_1_and_theorem_4_1():
     [_, still] = rl_sft_bounds([texts("rl", 0, 0.0, 0.0), texts("same", 0, 0.0, 0.0)])
     assert still.verdict == "cannot be told"
     assert "not known, for the KL may be 0" in still.caveat
+    same = [replace(texts(label, 0, 0.0, kl), objective=[-1.0] * 40) for label, kl in (("rl", 0.0), ("sft", 0.02))]
+    assert "not known, for J changed by the same on every text" in rl_sft_bounds(same)[1].caveat
 
 
 def test_intervals_decide_or_do_not():

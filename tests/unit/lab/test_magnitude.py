@@ -226,6 +226,8 @@ def test_types_that_differ_are_said(pair, tmp_path):
 def test_models_of_one_folder_name_have_labels_of_their_own(pair, tmp_path):
     paths = [save(moved(family_model("qwen2"), seed), tmp_path / f"{seed}" / "final") for seed in (1, 2)]
     assert [one.label for one in magnitudes(pair[2], paths)] == paths
+    start = save(family_model("qwen2"), tmp_path / "start" / "final")  # has a name of its own too
+    assert [one.label for one in magnitudes(start, paths[:1])] == paths[:1]
 
 
 def test_layers_of_other_families():
