@@ -150,7 +150,7 @@ def _draw_neighbours(axes: Axes, found: Overlap) -> None:
     axes.set_xticks(range(len(pairs)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
     axes.axhline(0.0, color="black", linewidth=0.8)
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def draw_sparsify(figure: Figure, done: Sparsification) -> None:
