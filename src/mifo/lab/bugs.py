@@ -25,7 +25,7 @@ from mifo.lab.arena_statistics import (
 )
 from mifo.lab.bug_learner import Bug
 from mifo.lab.bug_run import HELD_OUT
-from mifo.lab.claims import Claim, Side, difference_over_seeds, over_seeds, ratio
+from mifo.lab.claims import SAME_LOSS, Claim, Side, difference_over_seeds, over_seeds, ratio
 from mifo.lab.training_plan import Workplace, base_config, check_counts, sft_config, with_verdicts
 from mifo.lab.trials import Trial, TrialFailure, TrialResult, run_trials
 from mifo.train.checkpoint import read_json
@@ -36,7 +36,6 @@ RIGHT, LOST, FIRST, MEANS, RANKS, BOTH = (
 END_SHARE = 0.25  # of the updates: where the loss at the end is read
 Compare = Callable[[Mapping[int, float], Mapping[int, float]], Estimate | None]
 SAME_NORM = 0.1  # a gradient norm, or a variability, that changes by less is unchanged
-SAME_LOSS = 0.05  # nats; a loss that changes by less is unchanged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,8 @@ Side = Literal["above", "below", "within"]
 Unit = Literal["points", "ratio", "nats"]
 KEPT = 0.02
 """What a score may lose and still count as kept: two points. The papers give no margin."""
+SAME_LOSS = 0.05
+"""Nats: a loss that changes by less counts as unchanged. The papers give no margin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

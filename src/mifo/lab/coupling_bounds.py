@@ -31,10 +31,10 @@ import numpy as np
 
 from mifo.core.intervals import wilson
 from mifo.lab.arena_statistics import student_quantile
+from mifo.lab.claims import SAME_LOSS
 
 R_MAX = 1.0
 DRAWS = 2000
-SAME_LOSS = 0.05  # nats; losses that differ by less are equal. The paper gives no margin
 Verdict = Literal["holds", "fails", "cannot be told", "says nothing"]
 
 

@@ -1,10 +1,9 @@
 """Token entropies of models on a file of demonstrations: what high-entropy selection would learn, and what SFT sharpened.
 
 Each model reads the same pairs, teacher-forced, the first under the configuration of the others and all in one arithmetic.
-For each: the distribution of H(t), and which tokens top-ρ selects
-within each response (S0 §3.1). For every two: the overlap of their selections, |K_a ∩ K_b| / |K_a| (both have ⌈ρ|s|⌉
-tokens a response). Against the first model: the gap H_model − H_first at each token (S3 §3.4.1 selects its targets by
-it).
+For each: the distribution of H(t), and which tokens top-ρ selects within each response (S0 §3.1). For every two: the overlap
+of their selections, |K_a ∩ K_b| / |K_a| (both have ⌈ρ|s|⌉ tokens a response). Against the first model: the gap
+H_model − H_first at each token (S3 §3.4.1 selects its targets by it).
 
 Legend: T response tokens of all pairs, one after the other.
 """

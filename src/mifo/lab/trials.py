@@ -71,6 +71,11 @@ class Trial:
     keep_export: bool = False
     command: Command = TRAIN
 
+    @property
+    def lineage(self) -> tuple[Trial, ...]:
+        """The trials that it comes from and itself, the first of them first."""
+        return (self,) if self.after is None else (*self.after.lineage, self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialFailure:

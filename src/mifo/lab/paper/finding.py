@@ -172,3 +172,8 @@ def accuracy_claim(
     return Claim(
         text=text, paper=paper, unit="points", side=side, bound=bound, measured=evidence.difference(first, second)
     )
+
+
+def ratio_claim(text: str, paper: str, measured: Estimate | None, side: Side = "above") -> Claim:
+    """That a ratio lies above (or below) one."""
+    return Claim(text=text, paper=paper, unit="ratio", side=side, bound=1.0, measured=measured)

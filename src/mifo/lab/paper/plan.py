@@ -106,10 +106,7 @@ class Plan:
 
     @staticmethod
     def _seed(seed: int, after: Trial | None) -> int:
-        depth = 0
-        while after is not None:
-            after, depth = after.after, depth + 1
-        return seed + LATER_SEED * depth
+        return seed + LATER_SEED * (0 if after is None else len(after.lineage))
 
     # --- methods -----------------------------------------------------------------------------------------------------
 

@@ -30,18 +30,10 @@ def run_rows(plan: Plan, findings: Sequence[Finding]) -> list[dict[str, Any]]:
     trials: dict[str, Trial] = {}
     for finding in findings:
         for trial in finding.trials(plan):
-            for one in reversed(_line(trial)):
+            for one in trial.lineage:
                 trials.setdefault(one.name, one)
     places = {name: plan.folder / RUNS / name / SUMMARY for name in trials}
     return [_row(trials[name], read_json(path)) for name, path in places.items() if path.is_file()]
-
-
-def _line(trial: Trial) -> list[Trial]:
-    """A run and those before it, the last first."""
-    line = [trial]
-    while line[-1].after is not None:
-        line.append(line[-1].after)
-    return line
 
 
 def _row(trial: Trial, summary: Mapping[str, Any]) -> dict[str, Any]:

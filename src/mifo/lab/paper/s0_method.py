@@ -7,7 +7,7 @@ from itertools import product
 
 from mifo.lab.arena_statistics import paired_difference
 from mifo.lab.claims import Claim, Side, ratio
-from mifo.lab.paper.finding import Evidence, Finding, accuracy_claim, per_seed
+from mifo.lab.paper.finding import Evidence, Finding, accuracy_claim, per_seed, ratio_claim
 from mifo.lab.paper.measure import solved_with_template
 from mifo.lab.paper.plan import Plan, Tables
 from mifo.lab.trials import Trial
@@ -54,14 +54,7 @@ def _length(evidence: Evidence) -> Iterator[Claim]:
         ("mifo", "es", "below", "freezing beside entropy selection shortens responses"),
     )
     for first, second, side, text in sides:
-        yield Claim(
-            text=text,
-            paper="Figure 7",
-            unit="ratio",
-            side=side,
-            bound=1.0,
-            measured=ratio(lengths[first], lengths[second]),
-        )
+        yield ratio_claim(text, "Figure 7", ratio(lengths[first], lengths[second]), side)
 
 
 # --- the methods beside each other: Table 3 ----------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mifo.lab.arena_statistics import Runs
 from mifo.lab.claims import KEPT, Claim, contrast, in_points, ratio
-from mifo.lab.paper.finding import Evidence, Finding, accuracy_claim, per_seed
+from mifo.lab.paper.finding import Evidence, Finding, accuracy_claim, per_seed, ratio_claim
 from mifo.lab.paper.measure import smallest_layer_ratio, solved_pruned, total_norms
 from mifo.lab.paper.plan import Plan
 from mifo.lab.trials import Trial
@@ -65,21 +65,11 @@ def _magnitude_trials(plan: Plan, seed: int) -> list[Trial]:
 
 def _magnitude(evidence: Evidence) -> Iterator[Claim]:
     sft, rl = total_norms(evidence, "start", "sft"), total_norms(evidence, "start", "rl")
-    yield Claim(
-        text="SFT moves the weights further than RL",
-        paper="much larger, Figure 1",
-        unit="ratio",
-        side="above",
-        bound=1.0,
-        measured=ratio(sft, rl),
-    )
-    yield Claim(
-        text="in every layer: the least ratio over layers",
-        paper="across all layers, Figure 1",
-        unit="ratio",
-        side="above",
-        bound=1.0,
-        measured=ratio(smallest_layer_ratio(evidence, "start", "sft", "rl"), dict.fromkeys(evidence.plan.seeds, 1.0)),
+    yield ratio_claim("SFT moves the weights further than RL", "much larger, Figure 1", ratio(sft, rl))
+    yield ratio_claim(
+        "in every layer: the least ratio over layers",
+        "across all layers, Figure 1",
+        ratio(smallest_layer_ratio(evidence, "start", "sft", "rl"), dict.fromkeys(evidence.plan.seeds, 1.0)),
     )
 
 
@@ -165,13 +155,11 @@ def _selection_trials(plan: Plan, seed: int) -> list[Trial]:
 
 def _selection(evidence: Evidence) -> Iterator[Claim]:
     whole, selected = total_norms(evidence, "start", "sft"), total_norms(evidence, "start", "sft-selected")
-    yield Claim(
-        text="SFT on the 20 % of tokens with the highest entropy moves the weights less than on all",
-        paper="noticeably less in most layers",
-        unit="ratio",
-        side="below",
-        bound=1.0,
-        measured=ratio(selected, whole),
+    yield ratio_claim(
+        "SFT on the 20 % of tokens with the highest entropy moves the weights less than on all",
+        "noticeably less in most layers",
+        ratio(selected, whole),
+        "below",
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mifo.lab.arena_statistics import Estimate
 from mifo.lab.claims import KEPT, Claim, Side, contrast, in_points, ratio
-from mifo.lab.paper.finding import Evidence, Finding, accuracy_claim, per_seed
+from mifo.lab.paper.finding import Evidence, Finding, accuracy_claim, per_seed, ratio_claim
 from mifo.lab.paper.measure import PASS_SAMPLES, demonstrations, pass_gaps, total_norms
 from mifo.lab.paper.plan import Plan, Tables
 from mifo.lab.trials import Trial, TrialResult
@@ -63,22 +63,12 @@ def _output(evidence: Evidence) -> Iterator[Claim]:
     papers["over", "mod"] = ("0.024 against 0.184", "0.002 against 0.111")
     for (more, less), (of_entropy, of_loss) in papers.items():
         for figures, text, paper in ((entropy, "token entropy", of_entropy), (loss, "training loss", of_loss)):
-            yield Claim(
-                text=f"{text} falls from {less}- to {more}SFT",
-                paper=paper,
-                unit="ratio",
-                side="below",
-                bound=1.0,
-                measured=ratio(figures[more], figures[less]),
+            yield ratio_claim(
+                f"{text} falls from {less}- to {more}SFT", paper, ratio(figures[more], figures[less]), "below"
             )
     moved = {stage: total_norms(evidence, "shipped", stage) for stage in ("mod", "over")}
-    yield Claim(
-        text="overSFT moves the weights further than modSFT",
-        paper="larger, Figures 2 and 3",
-        unit="ratio",
-        side="above",
-        bound=1.0,
-        measured=ratio(moved["over"], moved["mod"]),
+    yield ratio_claim(
+        "overSFT moves the weights further than modSFT", "larger, Figures 2 and 3", ratio(moved["over"], moved["mod"])
     )
     gaps = {stage: pass_gaps(evidence, stage) for stage in STAGES}
     for less, more, paper in (
@@ -129,7 +119,7 @@ def _gain(evidence: Evidence) -> Iterator[Claim]:
         ),
     )
     for text, paper, side, measured in ratios:
-        yield Claim(text=text, paper=paper, unit="ratio", side=side, bound=1.0, measured=measured)
+        yield ratio_claim(text, paper, measured, side)
     yield Claim(
         text="RL gains less from overSFT than from modSFT",
         paper="+4.9 against +7.9 points",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mifo.lab.claims import Claim, ratio
-from mifo.lab.paper.finding import Evidence, Finding, accuracy_claim, per_seed
+from mifo.lab.paper.finding import Evidence, Finding, accuracy_claim, per_seed, ratio_claim
 from mifo.lab.paper.measure import demonstrations
 from mifo.lab.paper.plan import Plan
 from mifo.lab.trials import Trial
@@ -17,21 +17,13 @@ def _sft_rl_trials(plan: Plan, seed: int) -> list[Trial]:
 
 def _sft_rl(evidence: Evidence) -> Iterator[Claim]:
     loss = {name: demonstrations(evidence, name, "validation")["loss"] for name in ("shipped", "start", "rl")}
-    yield Claim(
-        text="RL raises the loss on held-out demonstrations above that after SFT",
-        paper="abruptly, Figure 3a",
-        unit="ratio",
-        side="above",
-        bound=1.0,
-        measured=ratio(loss["rl"], loss["start"]),
+    yield ratio_claim(
+        "RL raises the loss on held-out demonstrations above that after SFT",
+        "abruptly, Figure 3a",
+        ratio(loss["rl"], loss["start"]),
     )
-    yield Claim(
-        text="and in the end above that of the model before SFT",
-        paper="exceeds it",
-        unit="ratio",
-        side="above",
-        bound=1.0,
-        measured=ratio(loss["rl"], loss["shipped"]),
+    yield ratio_claim(
+        "and in the end above that of the model before SFT", "exceeds it", ratio(loss["rl"], loss["shipped"])
     )
 
 

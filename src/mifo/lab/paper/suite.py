@@ -323,18 +323,10 @@ def _far_from_budget(results: Mapping[str, TrialResult]) -> list[str]:
 
 def _drop_exports(folder: Path, plan: Plan, done: Finding, later: Sequence[Finding]) -> None:
     """Exports are as large as the model; those that no later finding of this call needs go."""
-    needed = {name for finding in later for trial in finding.trials(plan) for name in _with_parents(trial)}
+    needed = {one.name for finding in later for trial in finding.trials(plan) for one in trial.lineage}
     for trial in done.trials(plan):
-        for name in _with_parents(trial) - needed:
+        for name in {one.name for one in trial.lineage} - needed:
             shutil.rmtree(folder / RUNS / name / EXPORT, ignore_errors=True)
-
-
-def _with_parents(trial: Trial) -> set[str]:
-    names = {trial.name}
-    while trial.after is not None:
-        trial = trial.after
-        names.add(trial.name)
-    return names
 
 
 # --- as plain data -----------------------------------------------------------------------------------------------------
